@@ -1,0 +1,62 @@
+"""Where a feature cell sits in the image, and the coordinate maps that are fed to mask heads.
+
+A cell (i, j) of a map with stride s stands for the image pixel (s*j + s//2, s*i + s//2) (`condinst:locations`).
+Points are (x, y); sizes are (height, width). CondInst, sections 2.1 and 3.3.
+
+Legend: N instances or masks, H, W map.
+"""
+
+import torch
+from torch import Tensor
+
+
+def locations(size: tuple[int, int], stride: int, device: torch.device | None = None) -> Tensor:
+    """Pixels that the cells of a map stand for, in row-major order.
+
+    size: (height, width) of the map; stride in pixels. Returns (H * W, 2) float32, each row (x, y) in pixels.
+    Source: condinst:locations.
+    """
+    ys, xs = (stride * torch.arange(n, device=device, dtype=torch.float32) + stride // 2 for n in size)
+    y, x = torch.meshgrid(ys, xs, indexing="ij")
+    return torch.stack([x, y], dim=-1).reshape(-1, 2)
+
+
+def relative_coordinates(size: tuple[int, int], stride: int, centers: Tensor, scales: Tensor) -> Tensor:
+    """Coordinate maps with each instance's own location as the origin: (pixel - location) / scale.
+
+    size: (height, width) of the map; stride in pixels; centers (N, 2), the (x, y) location that predicted each
+    instance, in pixels; scales (N,), the unit of length in pixels. Returns (N, 2, H, W): x map, y map.
+    The mask head never builds this tensor (it folds the maps into its first layer): this is the definition.
+    Official code: location - pixel; here, as the paper says it, pixel - location.
+    Source: condinst:relative-coordinates.
+    """
+    pixels = locations(size, stride, centers.device).to(centers.dtype).reshape(*size, 2)  # (H, W, 2)
+    offsets = pixels - centers[:, None, None]  # (N, H, W, 2)
+    return (offsets / scales[:, None, None, None]).permute(0, 3, 1, 2)
+
+
+def absolute_coordinates(size: tuple[int, int], stride: int, device: torch.device | None = None) -> Tensor:
+    """Coordinate maps with the middle of the map as the origin, the same for every instance, within [-1, 1].
+
+    size: (height, width) of the map; stride in pixels. Returns (2, H, W) float32: x map, y map.
+    The paper does not say how its absolute coordinates were scaled; [-1, 1] is CoordConv's choice.
+    Source: condinst:table-3.
+    """
+    height, width = size
+    half = torch.tensor([width * stride / 2, height * stride / 2], device=device)
+    return (locations(size, stride, device).T / half[:, None] - 1).reshape(2, height, width)
+
+
+def mass_centers(masks: Tensor) -> Tensor:
+    """Mass centres of masks: the mean pixel index of what they cover, which may lie off the mask (a ring's does).
+
+    masks (N, H, W) bool or numbers >= 0. Returns (N, 2) float32, (x, y) in pixel indices; an empty mask gives the
+    middle of the map. Source: condinst:center-region.
+    """
+    weights = masks.float()
+    area = weights.sum(dim=(1, 2))
+    height, width = masks.shape[1:]
+    x = weights.sum(dim=1) @ torch.arange(width, device=masks.device, dtype=torch.float32)
+    y = weights.sum(dim=2) @ torch.arange(height, device=masks.device, dtype=torch.float32)
+    middle = weights.new_tensor([(width - 1) / 2, (height - 1) / 2])
+    return torch.where(area[:, None] > 0, torch.stack([x, y], dim=1) / area.clamp(min=1)[:, None], middle)
