@@ -223,12 +223,14 @@ class CondInst(nn.Module):
             num_classes, channels=channels, center=center, threshold_product=threshold_product, head=head, **fcos
         )
         self.semantic = SemanticHead(channels, num_classes) if semantic else None
-        self.stride = self.fcos.strides[0]
+        self.stride = 2 ** self.fcos.levels[0]
         if factor not in (1, 2, 4) or self.stride % factor:
             raise ValueError(f"factor must be 1, 2 or 4 and divide the bottom branch's stride {self.stride}: {factor}")
         for name, value, choices in (("sampling", sampling, ("score", "random")), ("nms", nms, ("box", "mask"))):
             if value not in choices:
                 raise ValueError(f"{name} must be {choices[0]!r} or {choices[1]!r}, not {value!r}")
+        if len(self.bottom.refine) > len(self.fcos.levels):
+            raise ValueError(f"the bottom branch takes {len(self.bottom.refine)} levels of {len(self.fcos.levels)}")
         self.factor, self.mask_limit, self.sampling = factor, mask_limit, sampling
         self.nms, self.mask_candidates = nms, mask_candidates
         units = [scale * stride for stride in self.fcos.strides]
@@ -251,10 +253,15 @@ class CondInst(nn.Module):
         if self.training:
             check_targets(images, targets, "masks")
             return self.losses(pyramid, points, outputs, features, targets or ())
-        return [
-            self.results(self.detect(points, outputs, features, i), features[i], size, output_size)
-            for i, (size, output_size) in enumerate(zip(batch.sizes, output_sizes or batch.sizes, strict=True))
-        ]
+        results = []
+        for i, (size, output_size) in enumerate(zip(batch.sizes, output_sizes or batch.sizes, strict=True)):
+            found = self.detect(points, outputs, features, i)
+            boxes, keep = to_output_size(found.boxes, size, output_size)
+            found = found.pick(keep)
+            logits = self.mask_logits(points, outputs, features, i, found.location)
+            masks = resize_masks(logits, self.stride, size, output_size, self.factor)
+            results.append({"boxes": boxes[keep], "labels": found.labels, "scores": found.scores, "masks": masks})
+        return results
 
     def losses(
         self, pyramid: list[Tensor], points: Points, outputs: Outputs, features: Tensor, targets: Sequence[Target]
@@ -279,36 +286,25 @@ class CondInst(nn.Module):
         index, positive = sample_locations(outputs, assignment, self.mask_limit, self.sampling)  # (B, S)
         size = (features.shape[-2] * self.factor, features.shape[-1] * self.factor)
         truth = sampled_masks(targets, self.mask_stride, size)  # (B, M, h, w)
-        total = outputs.top.sum() * 0
+        total = features.new_zeros(())
         for i, chosen in enumerate(index):
-            theta = outputs.top[i, chosen]  # (S, P)
-            logits = self.mask_logits(features[i], theta, points.xy[chosen], points.level[chosen])
+            logits = self.mask_logits(points, outputs, features, i, chosen)
             scores = aligned_upsample(logits, self.factor).sigmoid()  # (S, h, w)
             dice = dice_loss(scores, truth[i, assignment.matched[i, chosen]])
             total = total + (dice * positive[i]).sum()
         return total / positive.sum().clamp(min=1)
 
-    def mask_logits(self, features: Tensor, theta: Tensor, xy: Tensor, level: Tensor) -> Tensor:
-        """Mask logits (N, H, W) at the bottom branch's stride, of instances of one image (C, H, W) found at `xy`."""
-        return self.mask_head(features, theta, xy, self.scales[level], self.stride)
+    def mask_logits(self, points: Points, outputs: Outputs, features: Tensor, image: int, location: Tensor) -> Tensor:
+        """Mask logits (N, H, W), at the bottom branch's stride, of the instances at N locations of one image."""
+        theta = self.fcos.head.top_at(outputs, points, image, location)  # (N, P)
+        scales = self.scales[points.level[location]]
+        return self.mask_head(features[image], theta, points.xy[location], scales, self.stride)
 
     def detect(self, points: Points, outputs: Outputs, features: Tensor, image: int) -> Instances:
         """Detections of one image of the batch after NMS by box or by mask."""
         if self.nms == "box":
             return self.fcos.detect(points, outputs, image)
         found = keep_best(self.fcos.propose(points, outputs, image), self.mask_candidates)
-        masks = aligned_upsample(self.mask_logits(features[image], found.top, found.xy, found.level), self.factor) > 0
-        keep = mask_nms(masks, found.scores, found.labels, self.fcos.nms_threshold)
+        masks = aligned_upsample(self.mask_logits(points, outputs, features, image, found.location), self.factor)
+        keep = mask_nms(masks > 0, found.scores, found.labels, self.fcos.nms_threshold)
         return keep_best(found.pick(keep), self.fcos.detections)
-
-    def results(self, found: Instances, features: Tensor, size: Size, output_size: Size) -> dict[str, Tensor]:
-        """Detections of one image in the output's pixels: boxes clipped, empty ones dropped, masks drawn."""
-        boxes, keep = to_output_size(found.boxes, size, output_size)
-        found = found.pick(keep)
-        logits = self.mask_logits(features, found.top, found.xy, found.level)
-        return {
-            "boxes": boxes[keep],
-            "labels": found.labels,
-            "scores": found.scores,
-            "masks": resize_masks(logits, self.stride, size, output_size, self.factor),
-        }

@@ -59,4 +59,5 @@ def mass_centers(masks: Tensor) -> Tensor:
     x = weights.sum(dim=1) @ torch.arange(width, device=masks.device, dtype=torch.float32)
     y = weights.sum(dim=2) @ torch.arange(height, device=masks.device, dtype=torch.float32)
     middle = weights.new_tensor([(width - 1) / 2, (height - 1) / 2])
-    return torch.where(area[:, None] > 0, torch.stack([x, y], dim=1) / area.clamp(min=1)[:, None], middle)
+    center = torch.stack([x, y], dim=1) / area[:, None]
+    return torch.where(area[:, None] > 0, center, middle)

@@ -35,21 +35,28 @@ class Batch(NamedTuple):
 
 
 class Points(NamedTuple):
-    """All locations of the pyramid: xy (L, 2) in pixels, stride (L,) in pixels, level (L,), reach (L, 2) in pixels."""
+    """All locations of the head's levels: xy (L, 2), stride (L,) and reach (L, 2) in pixels, level (L,) from 0.
+
+    neighbours (L, 9): indices of the 3x3 locations around each on its level, row-major; L stands for the zero padding.
+    """
 
     xy: Tensor
     stride: Tensor
-    level: Tensor
     reach: Tensor
+    level: Tensor
+    neighbours: Tensor
 
 
 class Outputs(NamedTuple):
-    """Raw outputs: logits (B, L, K), distances (B, L, 4) in strides, centerness logits (B, L), top (B, L, C)."""
+    """Raw outputs: logits (B, L, K), distances (B, L, 4) in strides, centerness logits (B, L).
+
+    tower (B, L, C): features of the box tower, which the top module reads (`FCOSHead.top_at`); C is 0 without one.
+    """
 
     logits: Tensor
     distances: Tensor
     centerness: Tensor
-    top: Tensor
+    tower: Tensor
 
 
 class Assignment(NamedTuple):
@@ -66,15 +73,13 @@ class Assignment(NamedTuple):
 class Instances(NamedTuple):
     """Detections of one image, by falling score: boxes (N, 4) xyxy in pixels of the network's input, not clipped.
 
-    scores (N,); labels (N,) from 1; xy (N, 2) and level (N,) of the location that predicted it; top (N, C).
+    scores (N,); labels (N,) from 1; location (N,): index of the location that predicted it.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
-    xy: Tensor
-    level: Tensor
-    top: Tensor
+    location: Tensor
 
     def pick(self, index: Tensor) -> "Instances":
         """Those at the indices, or where the mask is True."""
@@ -109,7 +114,8 @@ class FCOSHead(nn.Module):
     in_channels: of the pyramid; num_classes: K; strides: of the levels, in pixels; tower_convs: depth of a tower;
     norm: inside the towers; shared_towers: one tower for everything (real-time models); top_channels: outputs of the
     top module, e.g. a controller (0: none). Centre-ness and top module are on the box tower, as in the official code.
-    forward: the pyramid -> Outputs. Source: condinst:controller, condinst:eq-1.
+    forward: the pyramid -> Outputs. The top module runs afterwards, where it is needed: at a few sampled or detected
+    locations instead of all. Source: condinst:controller, condinst:eq-1.
     """
 
     def __init__(
@@ -153,10 +159,18 @@ class FCOSHead(nn.Module):
         box = self.box_tower(x)
         logits = self.class_logits(box if self.shared_towers else self.class_tower(x))
         distances = F.relu(scale * self.box_distances(box))
-        top = self.top(box) if self.top is not None else box[:, :0]
-        maps = (logits, distances, self.centerness(box), top)
+        maps = (logits, distances, self.centerness(box), box if self.top is not None else box[:, :0])
         flat = [m.flatten(2).mT.float() if m.dtype != torch.float64 else m.flatten(2).mT for m in maps]
         return Outputs(flat[0], flat[1], flat[2].squeeze(-1), flat[3])
+
+    def top_at(self, outputs: Outputs, points: Points, image: int, location: Tensor) -> Tensor:
+        """The top module, a 3x3 convolution, at N locations of one image: (N,) indices -> (N, top_channels)."""
+        if self.top is None:
+            raise ValueError("this head has no top module")
+        padded = F.pad(outputs.tower[image], (0, 0, 0, 1))  # (L + 1, C), the last row is the padding
+        patches = padded[points.neighbours[location]]  # (N, 9, C)
+        weight = self.top.weight.permute(0, 2, 3, 1).flatten(1)  # (top, 9 * C)
+        return F.linear(patches.flatten(1), weight, self.top.bias)
 
 
 # ------------------------------------------------------------------------------------------------------------ targets
@@ -167,17 +181,35 @@ def make_points(pyramid: Sequence[Tensor], strides: Sequence[int], ranges: Seque
 
     Source: condinst:locations.
     """
-    device = pyramid[0].device
-    per_level = [
-        Points(
-            xy := locations((x.shape[-2], x.shape[-1]), stride, device),
-            xy.new_full((len(xy),), stride),
-            torch.full((len(xy),), level, device=device),
-            xy.new_tensor(reach).expand(len(xy), 2),
+    fields: list[list[Tensor]] = []
+    start = 0
+    for level, (x, stride, reach) in enumerate(zip(pyramid, strides, ranges, strict=True)):
+        height, width = x.shape[-2:]
+        xy = locations((height, width), stride, x.device)
+        fields.append(
+            [
+                xy,
+                xy.new_full((len(xy),), stride),
+                xy.new_tensor(reach).expand(len(xy), 2),
+                torch.full((len(xy),), level, device=x.device),
+                _neighbours(height, width, start, x.device),
+            ]
         )
-        for level, (x, stride, reach) in enumerate(zip(pyramid, strides, ranges, strict=True))
-    ]
-    return Points(*(torch.cat(field) for field in zip(*per_level, strict=True)))
+        start += len(xy)
+    merged = [torch.cat(field) for field in zip(*fields, strict=True)]
+    merged[-1].masked_fill_(merged[-1] < 0, start)
+    return Points(*merged)
+
+
+def _neighbours(height: int, width: int, start: int, device: torch.device) -> Tensor:
+    """Indices (height * width, 9) of the 3x3 cells around each cell of a map whose first cell has index `start`.
+
+    Cells off the map are -1.
+    """
+    index = torch.arange(start, start + height * width, device=device).view(1, 1, height, width)
+    padded = F.pad(index, (1, 1, 1, 1), value=-1)
+    windows = padded.unfold(2, 3, 1).unfold(3, 3, 1)  # (1, 1, height, width, 3, 3)
+    return windows.reshape(-1, 9)
 
 
 def check_targets(images: Sequence[Tensor], targets: Sequence[Target] | None, *keys: str) -> None:
@@ -200,6 +232,8 @@ def pad_targets(targets: Sequence[Target], center: str = "box") -> tuple[Tensor,
     """
     boxes = [target["boxes"] for target in targets]
     if center == "mass":
+        if not all("centers" in target or "masks" in target for target in targets):
+            raise ValueError("mass centres need 'masks' or 'centers' in every target")
         centers = [t["centers"] if "centers" in t else mass_centers(t["masks"]) for t in targets]
     else:
         centers = [(b[:, :2] + b[:, 2:]) / 2 for b in boxes]
@@ -304,9 +338,7 @@ def select_candidates(
         decode(points, outputs.distances[image])[location],
         product[location, label].sqrt(),
         label + 1,
-        points.xy[location],
-        points.level[location],
-        outputs.top[image, location],
+        location,
     )
 
 
@@ -320,7 +352,9 @@ def keep_best(instances: Instances, limit: int) -> Instances:
 
 def class_nms(instances: Instances, threshold: float) -> Instances:
     """Non-maximum suppression among boxes of the same class; threshold: IoU. Source: condinst:inference."""
-    return instances.pick(batched_nms(instances.boxes, instances.scores, instances.labels, threshold))
+    # batched_nms moves the classes apart by the largest coordinate, which is enough only where none is below 0.
+    lowest = torch.cat([instances.boxes.flatten(), instances.boxes.new_zeros(1)]).amin()
+    return instances.pick(batched_nms(instances.boxes - lowest, instances.scores, instances.labels, threshold))
 
 
 def to_output_size(boxes: Tensor, size: Size, output_size: Size) -> tuple[Tensor, Tensor]:
@@ -339,7 +373,8 @@ class FCOS(nn.Module):
     """The whole detector, in torchvision's interface.
 
     num_classes: K; backbone, backbone_options: see `build_backbone`; levels: of the pyramid (level l has stride 2^l);
-    channels: of the pyramid and the towers; ranges: upper ends in pixels of all levels' ranges but the last; center:
+    head_from: the first level that the head is applied to (None: all); channels: of the pyramid and the towers; ranges:
+    upper ends in pixels of all the head's levels' ranges but the last; center:
     "box", or "mass" for the mass centre of the mask (CondInst); radius: of the centre region, in strides;
     score_threshold, threshold_product: see `select_candidates`; candidates: per level before NMS; nms_threshold: IoU;
     detections: per image at most; head: further arguments of FCOSHead; mean, std: of RGB in [0, 1].
@@ -360,6 +395,7 @@ class FCOS(nn.Module):
         backbone_options: Mapping[str, Any] | None = None,
         levels: Sequence[int] = (3, 4, 5, 6, 7),
         channels: int = 256,
+        head_from: int | None = None,
         ranges: Sequence[float] = (64, 128, 256, 512),
         center: Literal["box", "mass"] = "box",
         radius: float = 1.5,
@@ -374,13 +410,14 @@ class FCOS(nn.Module):
         std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
-        if len(ranges) != len(levels) - 1:
-            raise ValueError(f"{len(levels)} levels need {len(levels) - 1} ends of ranges, not {len(ranges)}")
+        self.levels = tuple(levels)
+        head_levels = [level for level in levels if head_from is None or level >= head_from]
+        if len(ranges) != len(head_levels) - 1:
+            raise ValueError(f"{len(head_levels)} levels need {len(head_levels) - 1} ends of ranges, not {len(ranges)}")
         if center not in ("box", "mass"):
             raise ValueError(f"center must be 'box' or 'mass', not {center!r}")
         self.backbone: Backbone = build_backbone(backbone, **(backbone_options or {}))
-        self.levels = tuple(levels)
-        self.strides = tuple(2**level for level in levels)
+        self.strides = tuple(2**level for level in head_levels)
         self.fpn = FPN(self.backbone.channels, channels, levels)
         self.head = FCOSHead(channels, num_classes, self.strides, **(head or {}))
         self.ranges = list(zip((-1, *ranges), (*ranges, torch.inf), strict=True))
@@ -410,9 +447,10 @@ class FCOS(nn.Module):
         return results
 
     def run(self, batch: Batch) -> tuple[list[Tensor], Points, Outputs]:
-        """The network itself: the pyramid's maps, their locations, and the head's outputs there."""
+        """The network itself: the pyramid's maps, the locations of the head's levels, and its outputs there."""
         pyramid = self.fpn(self.backbone(batch.images))
-        return pyramid, make_points(pyramid, self.strides, self.ranges), self.head(pyramid)
+        maps = pyramid[-len(self.strides) :]
+        return pyramid, make_points(maps, self.strides, self.ranges), self.head(maps)
 
     def assign(self, points: Points, targets: Sequence[Target]) -> Assignment:
         """Targets of all locations for a batch."""

@@ -29,8 +29,9 @@ def build_backbone(name: str, **options: Any) -> Backbone:
     """
     if name == "tiny":
         return TinyBackbone(**options)
-    if name.startswith("timm:"):
-        return TimmBackbone(name.removeprefix("timm:"), **options)
+    model = name.removeprefix("timm:")
+    if model != name and (":" in model or timm.is_model(model)):  # "hf-hub:..." names a model outside timm's list
+        return TimmBackbone(model, **options)
     if name in torchvision.models.list_models() and name.startswith(("resnet", "resnext", "wide_resnet")):
         return ResNetBackbone(name, **options)
     raise ValueError(f"unknown backbone {name!r}: expected 'tiny', a torchvision ResNet, or 'timm:' and a timm model")

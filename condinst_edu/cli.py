@@ -1,0 +1,257 @@
+"""The `condinst-edu` command. Its commands import what they need when they run, so that help is quick."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+from tyro.conf import Positional, Suppress, UseAppendAction
+
+from condinst_edu.errors import UserError
+
+Options = TypeVar("Options")
+
+USAGE = """usage: condinst-edu COMMAND [options]     (condinst-edu COMMAND --help tells a command's options)
+
+  demo       write shapes, train a tiny CondInst on this machine, score it, draw what it sees
+  train      train a recipe:       condinst-edu train shapes-condinst --data DIR --out DIR
+  evaluate   box and mask AP of trained weights on held-out images
+  predict    segment photographs:  condinst-edu predict PHOTO... --weights FILE --out DIR
+  data       write the shapes data set as COCO files:  condinst-edu data shapes --out DIR
+  bench      measure speed, as ratios within one run:  condinst-edu bench mask-head
+"""
+
+
+def main() -> None:
+    """Entry point: 0 on success, 2 on bad input (one sentence on stderr), 130 when interrupted."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns the exit status."""
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    try:
+        if command not in COMMANDS:
+            raise UserError(f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}")
+        COMMANDS[command](rest)
+    except UserError as error:
+        print(f"condinst-edu: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("condinst-edu: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(options: type[Options], command: str, arguments: list[str], default: Options | None = None) -> Options:
+    extra: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(options, prog=f"condinst-edu {command}", args=arguments, **extra)
+
+
+# ----------------------------------------------------------------------------------------------------------- commands
+
+
+def demo(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Demo:
+        """Write shapes, train a tiny CondInst on this machine, score it on held-out images, draw what it sees."""
+
+        minutes: float = 4.5
+        """Time to take in all; less time means fewer iterations and a lower AP."""
+        out: Path = Path("runs/demo")
+        """Where everything is written."""
+        seed: int = 0
+        """Of the data and the training."""
+
+    options = parse(Demo, "demo", arguments)
+    from condinst_edu.engine.demo import run_demo
+
+    run_demo(options.out, options.minutes, options.seed)
+
+
+def train(arguments: list[str]) -> None:
+    from condinst_edu.engine.recipe import Recipe, override_model
+    from condinst_edu.recipes import RECIPES, get_recipe
+
+    if not arguments or arguments[0] in ("-h", "--help", "--list"):
+        print("usage: condinst-edu train RECIPE --out DIR [options]     (train RECIPE --help tells the options)\n")
+        for name, function in RECIPES.items():
+            print(f"  {name:18} {function.__doc__}")
+        return
+
+    @dataclass(frozen=True)
+    class Train(Recipe):
+        """Train a recipe; where --out holds an interrupted run of it, go on with that."""
+
+        model_args: Suppress[dict[str, Any]] = field(default_factory=dict)
+        """See --set."""
+        set: UseAppendAction[tuple[str, ...]] = ()
+        """Replace an argument of the model, KEY=VALUE, e.g. factor=4 or mask_head.coordinates=none; may be repeated."""
+        out: Path = Path("runs/train")
+        """Folder for checkpoints, weights and log."""
+        device: str = "cpu"
+        """Where to train: cpu, cuda, cuda:1, ..."""
+
+    recipe = get_recipe(arguments[0])
+    default = Train(**values_of(recipe), out=Path("runs") / arguments[0])
+    options = parse(Train, f"train {arguments[0]}", arguments[1:], default)
+    recipe = override_model(Recipe(**{f.name: getattr(options, f.name) for f in fields(Recipe)}), options.set)
+    from condinst_edu.engine import evaluate
+    from condinst_edu.engine.train import open_split
+    from condinst_edu.engine.train import train as run_training
+
+    held_out = open_split(recipe, "val")  # before training, so that a mistake shows now
+    model = run_training(recipe, options.out, check_device(options.device))
+    scores = evaluate.evaluate(
+        model, held_out, short_side=recipe.test_short_side, max_size=recipe.max_size, device=options.device
+    )
+    evaluate.report(scores, options.out / "result.json")
+
+
+def evaluate(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Evaluate:
+        """Box and mask AP of trained weights."""
+
+        weights: Positional[Path]
+        """A model.safetensors."""
+        data: Path | None = None
+        """Folder of the data; that of the weights' recipe by default."""
+        images: str | None = None
+        """Folder of the images, relative to the data; the recipe's held-out ones by default."""
+        annotations: str | None = None
+        """COCO annotations, relative to the data; the recipe's held-out ones by default."""
+        short_side: int | None = None
+        """Short side in pixels; the recipe's by default."""
+        device: str = "cpu"
+        """Where to run: cpu, cuda, cuda:1, ..."""
+        out: Path | None = None
+        """File for the scores as JSON."""
+
+    options = parse(Evaluate, "evaluate", arguments)
+    from condinst_edu.datasets.coco import CocoDataset
+    from condinst_edu.engine import evaluate
+    from condinst_edu.engine.checkpoint import load_model
+
+    device = check_device(options.device)
+    trained = load_model(options.weights)
+    recipe = trained.recipe
+    data = options.data or Path(recipe["data"])
+    dataset = CocoDataset(
+        data / (options.images or recipe["val_images"]),
+        data / (options.annotations or recipe["val_json"]),
+        category_ids=trained.category_ids,
+    )
+    scores = evaluate.evaluate(
+        trained.model,
+        dataset,
+        short_side=options.short_side or recipe["test_short_side"],
+        max_size=recipe["max_size"],
+        device=device,
+    )
+    evaluate.report(scores, options.out)
+
+
+def predict(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Predict:
+        """Segment photographs: a picture of each, and results.json with all detections."""
+
+        images: Positional[tuple[Path, ...]]
+        """The photographs."""
+        weights: Path = Path("runs/demo/model.safetensors")
+        """A model.safetensors."""
+        out: Path = Path("runs/predict")
+        """Folder for the pictures and results.json."""
+        min_score: float = 0.3
+        """Draw what scores at least this."""
+        device: str = "cpu"
+        """Where to run: cpu, cuda, cuda:1, ..."""
+
+    options = parse(Predict, "predict", arguments)
+    from condinst_edu.engine.checkpoint import load_model
+    from condinst_edu.engine.predict import predict as run_prediction
+
+    device = check_device(options.device)
+    if not options.images:
+        raise UserError("predict needs at least one image")
+    written = run_prediction(load_model(options.weights), options.images, options.out, options.min_score, device)
+    print(f"Pictures and {written.name} are in {options.out}")
+
+
+def data(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Data:
+        """Write the generated shapes as a COCO folder: images, instance and panoptic annotations."""
+
+        kind: Positional[Literal["shapes"]]
+        """What to write."""
+        out: Path = Path("data/shapes-full")
+        """The folder."""
+        train: int = 4000
+        """Images to learn from."""
+        val: int = 200
+        """Held-out images."""
+        seed: int = 0
+        """Another seed gives other images."""
+        size: tuple[int, int] = (128, 128)
+        """Height and width of an image in pixels."""
+        objects: tuple[int, int] = (3, 8)
+        """Fewest and most objects in an image."""
+        object_size: tuple[float, float] = (18, 54)
+        """Smallest and largest extent of an object in pixels."""
+        noise: float = 0.035
+        """Standard deviation of the pixel noise, white being 1."""
+        jobs: int = 2
+        """Processes that draw; the result does not depend on it."""
+
+    options = parse(Data, "data", arguments)
+    from condinst_edu.datasets.shapes import ShapesConfig
+    from condinst_edu.datasets.shapes_coco import write_shapes
+
+    try:
+        config = ShapesConfig(options.size, options.objects, options.object_size, noise=options.noise)
+        write_shapes(options.out, options.train, options.val, options.seed, config, jobs=options.jobs)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    print(f"{options.train} + {options.val} images are in {options.out}")
+
+
+def bench(arguments: list[str]) -> None:
+    from condinst_edu.bench import Bench, run_bench
+
+    run_bench(parse(Bench, "bench", arguments))
+
+
+def check_device(name: str) -> str:
+    """The device's name, if torch can use it here."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def values_of(instance: Any) -> dict[str, Any]:
+    return {f.name: getattr(instance, f.name) for f in fields(instance)}
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "data": data,
+    "bench": bench,
+}

@@ -1,0 +1,217 @@
+"""The order in which images are visited, and the loaders that follow it.
+
+Nothing here has a state: what iteration i sees depends on (seed, i, batch size, length of the set) alone. So a run that
+goes on at iteration i sees what it would have seen, whatever the number of loader processes, and each of several ranks
+knows its own share of a batch.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from condinst_edu.datasets.transforms import Size, Target, resize_image, to_float
+from condinst_edu.errors import UserError
+
+Transform = Callable[[Tensor, Target, int], tuple[Tensor, Target]]
+Batch = tuple[list[Tensor], list[Target]]
+
+
+class Samples(Protocol):
+    """A data set: indexable from 0, each sample an image (3, H, W) uint8 and its target."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Target]: ...
+
+
+@lru_cache(maxsize=4)
+def epoch_order(epoch: int, length: int, seed: int) -> NDArray[np.int64]:
+    """A permutation of 0..length - 1, the same for the same arguments in every version of NumPy."""
+    # NumPy promises the raw numbers of a bit generator for good, but not what `permutation` makes of them.
+    order = np.argsort(np.random.PCG64([seed, epoch]).random_raw(length), kind="stable")
+    order.flags.writeable = False  # the cache hands out the same array again
+    return order
+
+
+def batch_indices(iteration: int, batch_size: int, length: int, seed: int, rank: int = 0, world: int = 1) -> list[int]:
+    """Which images iteration `iteration` (from 0) visits: every image once per epoch, batches may straddle two.
+
+    batch_size counts the images of all `world` ranks, of which rank `rank` gets an equal share. seed >= 0.
+    """
+    positions = (iteration * batch_size + p for p in _share(batch_size, rank, world))
+    return [int(epoch_order(p // length, length, seed)[p % length]) for p in positions]
+
+
+def visit_seeds(iteration: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> list[int]:
+    """A seed for the augmentation of each image of a batch, in the order of `batch_indices`."""
+    seeds = np.random.SeedSequence([seed, iteration]).generate_state(batch_size)
+    return [int(seeds[p]) for p in _share(batch_size, rank, world)]
+
+
+def _share(batch_size: int, rank: int, world: int) -> range:
+    if batch_size % world:
+        raise UserError(f"a batch of {batch_size} images cannot be shared equally by {world} processes.")
+    return range(rank * batch_size // world, (rank + 1) * batch_size // world)
+
+
+class Visit(NamedTuple):
+    """One image of one batch: its place in the data set and the seed of its augmentation."""
+
+    image: int
+    seed: int
+
+
+class BatchOrder(Sampler[list[Visit]]):
+    """The visits of iterations `start` to `iterations` - 1, batch after batch."""
+
+    def __init__(
+        self, length: int, batch_size: int, start: int, iterations: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        if seed < 0 or batch_size < 1:
+            raise UserError(f"the seed is at least 0 and a batch holds an image or more, not {seed} and {batch_size}.")
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.iterations = range(start, iterations)
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return len(self.iterations)
+
+    def __iter__(self) -> Iterator[list[Visit]]:
+        for i in self.iterations:
+            indices = batch_indices(i, self.batch_size, self.length, self.seed, self.rank, self.world)
+            seeds = visit_seeds(i, self.batch_size, self.seed, self.rank, self.world)
+            yield [Visit(image, seed) for image, seed in zip(indices, seeds, strict=True)]
+
+
+class TrainLoader:
+    """Training batches, iteration after iteration; UserError where an image cannot be read."""
+
+    def __init__(self, dataset: Samples, transform: Transform, order: BatchOrder, workers: int = 0) -> None:
+        self.loader: DataLoader[Any] = DataLoader(
+            _Visits(dataset, transform), batch_sampler=order, collate_fn=_pack, **_loader_options(workers)
+        )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for samples in self.loader:
+            images, targets = zip(*map(_checked, samples), strict=True)
+            yield list(images), [_to_tensors(target) for target in targets]
+
+
+def build_train_loader(
+    dataset: Samples,
+    transform: Transform,
+    batch_size: int,
+    start_iteration: int,
+    iterations: int,
+    seed: int,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> TrainLoader:
+    """Batches of iterations start_iteration..iterations - 1, each (images, targets): two lists, images still unpadded.
+
+    iterations: of the whole schedule; workers: loader processes, 0 loads in this one; the batches are the same.
+    """
+    order = BatchOrder(len(dataset), batch_size, start_iteration, iterations, seed, rank, world)
+    return TrainLoader(dataset, transform, order, workers)
+
+
+class EvalLoader:
+    """Every image once, in order: (image (3, H, W) float32 in [0, 1], resized; image id; stored (height, width))."""
+
+    def __init__(self, dataset: Samples, short_side: int | None, max_size: int | None, workers: int = 0) -> None:
+        images = _EvalImages(dataset, short_side, max_size)
+        self.loader: DataLoader[Any] = DataLoader(
+            images, batch_size=None, collate_fn=_as_is, **_loader_options(workers)
+        )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int, Size]]:
+        for sample in self.loader:
+            yield _checked(sample)
+
+
+def build_eval_loader(
+    dataset: Samples, short_side: int | None = None, max_size: int | None = None, workers: int = 0
+) -> EvalLoader:
+    """The images of a set at the size to evaluate at: None keeps the stored size; max_size None sets no limit."""
+    return EvalLoader(dataset, short_side, max_size, workers)
+
+
+def eval_image(image: Tensor, short_side: int | None, max_size: int | None) -> Tensor:
+    """Image (3, H, W) uint8 as a model sees it in evaluation: resized before it becomes float32 in [0, 1]."""
+    if short_side is not None:
+        image = resize_image(image, short_side, max_size or 2**31)
+    return to_float(image)
+
+
+# What runs in the loader processes
+
+
+class _Visits(Dataset[Any]):
+    """Turns a visit into a sample. An error travels as a value: raised in a process, it would arrive as a traceback."""
+
+    def __init__(self, dataset: Samples, transform: Transform) -> None:
+        self.dataset, self.transform = dataset, transform
+
+    def __getitem__(self, visit: Visit) -> tuple[Tensor, Target] | UserError:
+        try:
+            return self.transform(*self.dataset[visit.image], visit.seed)
+        except UserError as error:
+            return error
+
+
+class _EvalImages(Dataset[Any]):
+    def __init__(self, dataset: Samples, short_side: int | None, max_size: int | None) -> None:
+        self.dataset, self.short_side, self.max_size = dataset, short_side, max_size
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, Size] | UserError:
+        try:
+            image, target = self.dataset[index]
+        except UserError as error:
+            return error
+        return eval_image(image, self.short_side, self.max_size), target["image_id"], (image.shape[1], image.shape[2])
+
+
+def _pack(samples: list[tuple[Tensor, Target] | UserError]) -> list[Any]:
+    """Targets as arrays, which travel by value: each tensor would take a file descriptor, of which there are 1024."""
+    return [
+        sample if isinstance(sample, UserError) else (sample[0], {k: _to_array(v) for k, v in sample[1].items()})
+        for sample in samples
+    ]
+
+
+def _to_array(value: Any) -> Any:
+    return value.numpy() if isinstance(value, Tensor) else value
+
+
+def _to_tensors(target: Target) -> Target:
+    return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in target.items()}
+
+
+def _as_is(sample: Any) -> Any:
+    return sample
+
+
+def _checked(sample: Any) -> Any:
+    if isinstance(sample, UserError):
+        raise sample
+    return sample
+
+
+def _loader_options(workers: int) -> dict[str, Any]:
+    # A generator of its own: a loader draws from torch's otherwise, and a resumed run would draw once more.
+    return {"num_workers": workers, "generator": torch.Generator().manual_seed(0)}

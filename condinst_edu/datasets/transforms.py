@@ -1,0 +1,173 @@
+"""From a stored image and its target to what a model is trained on: resized, mirrored, with masks at the mask stride.
+
+Boxes are xyxy in pixels, so that pixel i covers i..i + 1; all of it keeps image, boxes and masks in step. Sizes follow
+detectron2's rule, which the official code uses.
+
+Legend: N objects, H, W image, h, w mask map.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
+from torchvision.transforms.v2 import functional as tv
+
+Target = dict[str, Any]
+Size = tuple[int, int]
+
+
+def resized_size(size: Size, short_side: int, max_size: int) -> Size:
+    """(height, width) with the short side at `short_side`, or less where the long side would exceed `max_size`.
+
+    Rounded as detectron2 rounds: int(x + 0.5).
+    """
+    height, width = size
+    scale = short_side / min(height, width)
+    new_height, new_width = scale * height, scale * width
+    longest = max(new_height, new_width)
+    if longest > max_size:
+        new_height, new_width = new_height * (max_size / longest), new_width * (max_size / longest)
+    return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
+
+
+def resize_image(image: Tensor, short_side: int, max_size: int) -> Tensor:
+    """Image (3, H, W), uint8 or float, at `resized_size`; bilinear, smoothed where it shrinks."""
+    size = resized_size((image.shape[1], image.shape[2]), short_side, max_size)
+    return image if size == tuple(image.shape[1:]) else tv.resize(image, list(size), antialias=True)
+
+
+def resize(image: Tensor, target: Target, short_side: int, max_size: int) -> tuple[Tensor, Target]:
+    """Image (3, H, W) and target at `resized_size`; masks by the nearest pixel, boxes by the same two factors."""
+    resized = resize_image(image, short_side, max_size)
+    height, width = resized.shape[1] / image.shape[1], resized.shape[2] / image.shape[2]
+    target = {**target, "boxes": target["boxes"] * torch.tensor([width, height, width, height])}
+    if "masks" in target:
+        target["masks"] = resize_nearest(target["masks"], (resized.shape[1], resized.shape[2]))
+    return resized, target
+
+
+def hflip(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    """Image (3, H, W) and target, mirrored left to right."""
+    x1, y1, x2, y2 = target["boxes"].unbind(dim=1)
+    target = {**target, "boxes": torch.stack([image.shape[2] - x2, y1, image.shape[2] - x1, y2], dim=1)}
+    if "masks" in target:
+        target["masks"] = target["masks"].flip(2)
+    return image.flip(2), target
+
+
+def vflip(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    """Image (3, H, W) and target, turned upside down."""
+    x1, y1, x2, y2 = target["boxes"].unbind(dim=1)
+    target = {**target, "boxes": torch.stack([x1, image.shape[1] - y2, x2, image.shape[1] - y1], dim=1)}
+    if "masks" in target:
+        target["masks"] = target["masks"].flip(1)
+    return image.flip(1), target
+
+
+def resize_nearest(masks: Tensor, size: Size) -> Tensor:
+    """Masks (N, H, W) at another size: each pixel reads the one that its centre falls into ("nearest-exact")."""
+    if size == tuple(masks.shape[1:]):
+        return masks
+    rows, columns = (nearest_pixels(old, new) for old, new in zip(masks.shape[1:], size, strict=True))
+    return read_masks(masks, rows, columns)
+
+
+def nearest_pixels(old: int, new: int) -> Tensor:
+    """For each of `new` pixels of a line, the one of `old` pixels over the same length that its centre falls into."""
+    return ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new)).long().clamp(max=old - 1)
+
+
+def read_masks(masks: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The masks (N, H, W) made of these rows (h,) and columns (w,) of masks: (N, h, w)."""
+    # NumPy's take is several times quicker than indexing in torch.
+    return torch.from_numpy(masks.numpy().take(rows.numpy(), axis=1).take(columns.numpy(), axis=2))
+
+
+def read_centers(masks: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Area (N,) and mass centre (N, 2) of `read_masks(masks, rows, columns)`, exactly, without making those masks.
+
+    A stored pixel counts as often as it is read, with the sum of the places that read it: two small products.
+    Centres are (x, y) in pixel indices, float32; that of an empty mask is (0, 0).
+    """
+    along_y, along_x = (
+        torch.stack([torch.bincount(i, minlength=n).double(), torch.bincount(i, torch.arange(len(i)), n).double()])
+        for i, n in ((rows, masks.shape[1]), (columns, masks.shape[2]))
+    )  # (2, H), (2, W): how often each is read, sum of the places
+    moments = along_y @ (masks.float() @ along_x.T.float()).double()  # (N, 2, 2); float32 is exact along one row
+    area = moments[:, 0, 0]
+    centers = torch.stack([moments[:, 0, 1], moments[:, 1, 0]], dim=1) / area.clamp(min=1)[:, None]
+    return area, centers.float()
+
+
+def select(target: Target, keep: Tensor) -> Target:
+    """The target with only the objects in `keep` (N,) bool."""
+    if bool(keep.all()):
+        return dict(target)
+    return {name: value[keep] if isinstance(value, Tensor) else value for name, value in target.items()}
+
+
+def drop_crowd(target: Target) -> Target:
+    """The target without crowd regions, which are no objects to learn from."""
+    return select(target, ~target["iscrowd"])
+
+
+def sample_masks(masks: Tensor, stride: int) -> Tensor:
+    """Masks (N, H, W) read where the cells of a map of that stride sit: pixels stride//2, stride//2 + stride, ..."""
+    return masks[:, stride // 2 :: stride, stride // 2 :: stride]
+
+
+def to_float(image: Tensor) -> Tensor:
+    """Image (3, H, W) uint8 as float32 in [0, 1]."""
+    return image.to(torch.float32).div_(255)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """What a training image goes through; the same (image, target, seed) always gives the same result.
+
+    short_sides: pixels, one is drawn per visit, none keeps the stored size; max_size: of the long side, pixels; flip,
+    vflip: probabilities; mask_stride: pixels between two cells of the masks, None keeps full-size masks.
+    """
+
+    short_sides: tuple[int, ...] = ()
+    max_size: int = 1333
+    flip: float = 0.5
+    vflip: float = 0.0
+    mask_stride: int | None = None
+
+    def __call__(self, image: Tensor, target: Target, seed: int) -> tuple[Tensor, Target]:
+        """Image (3, H, W) uint8 and target -> image float32 in [0, 1] and target without crowds and empty objects.
+
+        With a mask stride, masks are `sample_masks` of the full-size ones (H, W not padded; an object between the cells
+        has an empty one and stays, as in the official code), and `centers` (N, 2) are those of the full-size ones.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        # All numbers are drawn whatever is asked for, so that one setting does not change the luck of another.
+        chance_h, chance_v, size = torch.rand(3, generator=generator).tolist()
+        target = drop_crowd(target)
+        masks = target.pop("masks")  # apart: instead of each step in turn, we follow which pixels they read in the end
+        if self.short_sides:
+            short_side = self.short_sides[int(size * len(self.short_sides))]
+            image, target = resize(image, target, short_side, self.max_size)
+        rows, columns = (nearest_pixels(old, new) for old, new in zip(masks.shape[1:], image.shape[1:], strict=True))
+        if chance_h < self.flip:
+            image, target = hflip(image, target)
+            columns = columns.flip(0)
+        if chance_v < self.vflip:
+            image, target = vflip(image, target)
+            rows = rows.flip(0)
+        return to_float(image), finish_target(target, masks, rows, columns, self.mask_stride)
+
+
+def finish_target(target: Target, masks: Tensor, rows: Tensor, columns: Tensor, mask_stride: int | None) -> Target:
+    """The target with its masks, which read these rows and columns of `masks` (N, H, W); empty objects are left out."""
+    area, centers = read_centers(masks, rows, columns)
+    target = {**target, "boxes": clip_boxes_to_image(target["boxes"], (len(rows), len(columns)))}
+    x1, y1, x2, y2 = target["boxes"].unbind(dim=1)
+    keep = (area > 0) & (x2 > x1) & (y2 > y1)
+    if mask_stride is None:
+        return select({**target, "masks": read_masks(masks, rows, columns)}, keep)
+    rows, columns = rows[mask_stride // 2 :: mask_stride], columns[mask_stride // 2 :: mask_stride]
+    return select({**target, "masks": read_masks(masks, rows, columns), "centers": centers}, keep)

@@ -1,0 +1,149 @@
+"""The demo: shapes are written, a tiny CondInst learns them in the minutes it is given, is scored and shown.
+
+The schedule goes by iterations: how many fit is worked out from the speed of a few steps at the start.
+"""
+
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from condinst_edu.datasets.shapes_coco import write_shapes
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from condinst_edu.datasets.coco import CocoDataset
+from condinst_edu.engine.checkpoint import plain
+from condinst_edu.engine.evaluate import evaluate, mask_ceiling
+from condinst_edu.engine.predict import COLORS, detect
+from condinst_edu.engine.recipe import Recipe
+from condinst_edu.engine.train import open_split, probe_rate, train
+from condinst_edu.errors import UserError
+from condinst_edu.files import whole_file, writable_folder
+from condinst_edu.recipes.shapes import shapes_condinst
+
+TRAIN_IMAGES, VAL_IMAGES = 4000, 200
+CURVE_POINTS, CURVE_IMAGES = 4, 40
+FINISH_SECONDS = 20  # what is left to do after training: scoring, the ceiling, the picture
+
+
+def run_demo(out: Path, minutes: float, seed: int = 0) -> dict[str, Any]:
+    """Run the demo within about `minutes`; returns and writes to `out`/result.json what it measured."""
+    if minutes < 0.5:
+        raise UserError(f"the demo needs at least half a minute, not {minutes:g}")
+    begin = time.monotonic()
+    console = Console()
+    writable_folder(out)
+    console.print(f"[bold]1. Data[/]: {TRAIN_IMAGES} images to learn from, {VAL_IMAGES} held out ({out / 'shapes'})")
+    write_shapes(out / "shapes", train=TRAIN_IMAGES, val=VAL_IMAGES, seed=seed, jobs=2)
+    recipe = dataclasses.replace(shapes_condinst(), data=out / "shapes", seed=seed)
+    held_out = open_split(recipe, "val")
+
+    rate = probe_rate(recipe)
+    seconds = 60 * minutes - (time.monotonic() - begin) - FINISH_SECONDS - CURVE_POINTS * 2
+    recipe = dataclasses.replace(recipe, iterations=max(60, int(seconds * rate / 10) * 10))
+    threads = torch.get_num_threads()
+    console.print(
+        f"[bold]2. Training[/]: {recipe.iterations} iterations of {recipe.batch_size} images, {threads} threads"
+    )
+    run = fresh_run(out)
+    curve: list[tuple[int, float]] = []
+    points = {recipe.iterations * k // CURVE_POINTS for k in range(1, CURVE_POINTS)}
+    few = held_out.first(CURVE_IMAGES)
+
+    def on_step(iteration: int, model: nn.Module) -> None:
+        if iteration in points:
+            curve.append((iteration, evaluate(model, few, progress=False)["mask"]["AP"]))
+            console.print(f"   iteration {iteration}: mask AP {curve[-1][1]:.3f} on {CURVE_IMAGES} held-out images")
+
+    train_begin = time.monotonic()
+    model = train(recipe, run, on_step=on_step)
+    train_seconds = time.monotonic() - train_begin
+
+    console.print(f"[bold]3. Scoring[/] on {VAL_IMAGES} held-out images, by pycocotools")
+    scores = evaluate(model, held_out)
+    stride = int(model.mask_stride)  # type: ignore[arg-type]
+    ceiling = mask_ceiling(held_out, stride)
+    draw_demo(model, held_out, recipe, out / "demo.png")
+    result = {
+        "mask_ap": scores["mask"]["AP"],
+        "box_ap": scores["box"]["AP"],
+        "mask_ap50": scores["mask"]["AP50"],
+        "mask_ceiling": ceiling["mask"]["AP"],
+        "mask_stride": stride,
+        "iterations": recipe.iterations,
+        "train_seconds": round(train_seconds, 1),
+        "total_seconds": round(time.monotonic() - begin, 1),
+        "threads": threads,
+        "seed": seed,
+        "curve": curve,
+    }
+    with whole_file(out / "result.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=2))
+    tell(console, result, out)
+    return result
+
+
+def fresh_run(out: Path) -> Path:
+    """The folder for the training run, without what an earlier demo left in it."""
+    run = out / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    return run
+
+
+def tell(console: Console, result: dict[str, Any], out: Path) -> None:
+    """What was reached, against what could be, and what to do next."""
+    table = Table(title="Average precision on images that the model has not seen")
+    for column in ("", "mask AP", "box AP"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row("this model", f"{result['mask_ap']:.3f}", f"{result['box_ap']:.3f}")
+    table.add_row(f"perfect masks at stride {result['mask_stride']}", f"{result['mask_ceiling']:.3f}", "")
+    console.print(table)
+    console.print(f"Learned in {result['iterations']} iterations, {result['train_seconds']:.0f} s of training.")
+    console.print(f"[bold]Look at {out / 'demo.png'}[/]: input, ground truth, prediction.\n")
+    console.print("Next:", style="bold")
+    console.print(f"  condinst-edu predict PHOTO... --weights {out / 'run' / 'model.safetensors'} --out runs/predict")
+    console.print("  condinst-edu demo --minutes 10      more time, higher AP")
+    console.print("  condinst-edu train --list           what else can be trained")
+
+
+def draw_demo(model: nn.Module, dataset: CocoDataset, recipe: Recipe, path: Path, count: int = 6) -> None:
+    """A picture with a column per held-out image: input, ground truth, prediction."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(3, count, figsize=(2 * count, 6.3), facecolor="white", layout="constrained")
+    for column in range(count):
+        image, target = dataset[column]
+        found = detect(model, image, plain(recipe))
+        found = {key: value[found["scores"] > 0.3] for key, value in found.items()}
+        show_instances(axes[0, column], image, {"masks": []}, [])
+        show_instances(axes[1, column], image, target, dataset.class_names)
+        show_instances(axes[2, column], image, found, dataset.class_names)
+    for axis, title in zip(axes[:, 0], ("input", "ground truth", "prediction"), strict=True):
+        axis.set_ylabel(title, fontsize=12)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)
+
+
+def show_instances(axis: Any, image: Tensor, instances: dict[str, Any], class_names: list[str]) -> None:
+    """One image with its instances: a colour and a name each, and scores where there are any."""
+    picture = image.permute(1, 2, 0).float() / 255
+    for i, mask in enumerate(instances["masks"]):
+        color = torch.tensor(matplotlib.colors.to_rgb(COLORS[i % len(COLORS)]))
+        picture[mask.bool()] = 0.35 * picture[mask.bool()] + 0.65 * color
+    axis.imshow(picture.numpy(), interpolation="nearest")
+    for i, mask in enumerate(instances["masks"]):
+        axis.contour(mask.float().numpy(), levels=[0.5], colors="black", linewidths=0.8)
+        x, y = instances["boxes"][i][:2].tolist()
+        score = f" {instances['scores'][i]:.2f}" if "scores" in instances else ""
+        name = class_names[int(instances["labels"][i]) - 1]
+        axis.text(x, y, name + score, fontsize=6, bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.5, "lw": 0})
+    axis.set_xticks([])
+    axis.set_yticks([])

@@ -1,0 +1,79 @@
+"""Photographs in, pictures with boxes, masks, labels and scores out, and the same as COCO results."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.io import write_png
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from condinst_edu.datasets.batching import eval_image
+from condinst_edu.datasets.coco import read_image
+from condinst_edu.engine.checkpoint import Trained
+from condinst_edu.engine.evaluate import encode_results
+from condinst_edu.errors import UserError
+from condinst_edu.files import whole_file, writable_folder
+from condinst_edu.progress import progress_bar
+
+# Okabe and Ito's colours, which stay apart for colour-blind eyes.
+COLORS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF"]
+
+
+def predict(trained: Trained, images: Sequence[Path], out: Path, min_score: float = 0.3, device: str = "cpu") -> Path:
+    """Segment photographs; writes one PNG each and results.json to `out`, and returns the latter's path.
+
+    min_score: what is drawn; results.json holds all detections, `image_id` counting the photographs from 1, with
+    `file_name` beside it. Errors: UserError for an unreadable photograph (nothing of it is written) or folder.
+    """
+    for path in images:
+        if not path.is_file():
+            raise UserError(f"no such image: {path}")
+    writable_folder(out)
+    model = trained.model.to(device)
+    results: list[dict[str, Any]] = []
+    with progress_bar() as progress:
+        task = progress.add_task("predicting", total=len(images), note="")
+        for number, path in enumerate(images, start=1):
+            image = read_image(path)
+            found = detect(model, image, trained.recipe, device)
+            found_here = encode_results(found, number, trained.category_ids)
+            results += [{**result, "file_name": path.name} for result in found_here]
+            picture = draw(image, found, trained.class_names, min_score)
+            with whole_file(out / picture_name(number, path, images)) as temporary:
+                write_png(picture, str(temporary))
+            progress.update(task, completed=number, note=path.name)
+    with whole_file(out / "results.json") as temporary:
+        temporary.write_text(json.dumps(results))
+    return out / "results.json"
+
+
+@torch.inference_mode()
+def detect(model: torch.nn.Module, image: Tensor, recipe: dict[str, Any], device: str = "cpu") -> dict[str, Tensor]:
+    """Detections of a photograph (3, H, W) uint8, in its own pixels, at the size that the recipe evaluates at."""
+    resized = eval_image(image, recipe["test_short_side"], recipe["max_size"])
+    size = (image.shape[1], image.shape[2])
+    return {key: value.cpu() for key, value in model([resized.to(device)], output_sizes=[size])[0].items()}
+
+
+def draw(image: Tensor, found: dict[str, Tensor], class_names: list[str], min_score: float) -> Tensor:
+    """The photograph (3, H, W) uint8 with what was found in it at `min_score` or above."""
+    keep = found["scores"] >= min_score
+    if not keep.any():
+        return image
+    colors = [COLORS[i % len(COLORS)] for i in range(int(keep.sum()))]
+    labels = [
+        f"{class_names[label - 1]} {score:.2f}"
+        for label, score in zip(found["labels"][keep].tolist(), found["scores"][keep].tolist(), strict=True)
+    ]
+    if "masks" in found:
+        image = draw_segmentation_masks(image, found["masks"][keep], alpha=0.5, colors=colors)
+    return draw_bounding_boxes(image, found["boxes"][keep], labels, colors=colors)
+
+
+def picture_name(number: int, path: Path, images: Sequence[Path]) -> str:
+    """The photograph's own name with .png, with its number where two photographs share a name."""
+    shared = sum(other.stem == path.stem for other in images) > 1
+    return f"{path.stem}-{number}.png" if shared else f"{path.stem}.png"

@@ -1,0 +1,134 @@
+"""A recipe: everything that decides a training run, as a flat dataclass whose fields the command line can override."""
+
+import ast
+import dataclasses
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from condinst_edu.condinst import CondInst
+from condinst_edu.errors import UserError
+from condinst_edu.fcos import FCOS
+
+MODELS = {"fcos": FCOS, "condinst": CondInst}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Model, data, augmentation, optimisation; a named recipe is a function that returns one."""
+
+    model: Literal["fcos", "condinst"] = "condinst"
+    """Which model."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of its constructor, but for num_classes, which the data decides."""
+
+    data: Path = Path("data/coco")
+    """Folder that the next four are relative to."""
+    train_images: str = "train2017"
+    """Folder of the training images."""
+    train_json: str = "annotations/instances_train2017.json"
+    """COCO annotations of the training images."""
+    val_images: str = "val2017"
+    """Folder of the held-out images."""
+    val_json: str = "annotations/instances_val2017.json"
+    """COCO annotations of the held-out images."""
+    cache: bool = False
+    """Keep decoded images in memory (for sets that fit)."""
+    workers: int = 2
+    """Processes that load data; 0 loads in the training process."""
+
+    short_sides: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    """Short sides in pixels, one of which is drawn per training image; none keeps each image as it is."""
+    test_short_side: int | None = 800
+    """Short side in pixels in evaluation; None keeps each image as it is."""
+    max_size: int = 1333
+    """Longest long side in pixels."""
+    flip: float = 0.5
+    """Probability of mirroring a training image left to right."""
+    vertical_flip: float = 0.0
+    """Probability of turning it upside down."""
+
+    iterations: int = 90_000
+    """Steps of the optimiser."""
+    batch_size: int = 16
+    """Images per step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum or AdamW."""
+    lr: float = 0.01
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Of SGD; AdamW takes it as its first beta, with 0.99 as its second."""
+    weight_decay: float = 1e-4
+    """On all parameters but those of normalisation layers."""
+    clip: float = 0.0
+    """Largest gradient norm; 0 does not clip."""
+    schedule: Literal["step", "cosine"] = "step"
+    """After the warm-up: a tenth at each milestone, or half a cosine down to 0."""
+    milestones: tuple[float, ...] = (2 / 3, 8 / 9)
+    """Of "step", as shares of the iterations."""
+    warmup: float = 1 / 90
+    """Share of the iterations over which the rate rises linearly."""
+    warmup_factor: float = 0.001
+    """Of the peak rate, at the first iteration."""
+    ema: float = 0.0
+    """Decay of a running mean of the weights, which is what is evaluated and saved; 0 keeps none."""
+
+    seed: int = 0
+    """Of the weights, the order of the data and the augmentation."""
+    log_every: int = 50
+    """Iterations between two lines of the log."""
+    save_every: int = 1000
+    """Iterations between two checkpoints."""
+    eval_every: int = 0
+    """Iterations between two evaluations; 0 evaluates at the end alone."""
+
+
+def build_model(model: str, num_classes: int, model_args: dict[str, Any]) -> nn.Module:
+    """The model of a recipe or a checkpoint; UserError names an argument that its constructor does not take."""
+    if model not in MODELS:
+        raise UserError(f"unknown model {model!r}: expected one of {', '.join(MODELS)}")
+    check_model_args(model, model_args)
+    try:
+        return MODELS[model](num_classes=num_classes, **model_args)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the model {model} cannot be built with these arguments: {error}") from None
+
+
+def check_model_args(model: str, model_args: dict[str, Any]) -> None:
+    """UserError where an argument's name is no parameter of the model."""
+    known = set(inspect.signature(MODELS[model]).parameters)
+    if model == "condinst":  # hands what it does not know itself to FCOS
+        known = (known | set(inspect.signature(FCOS).parameters)) - {"fcos"}
+    known -= {"num_classes"}
+    for name in model_args:
+        if name not in known:
+            raise UserError(f"{model} has no argument {name!r}; it has {', '.join(sorted(known))}")
+
+
+def override_model(recipe: Recipe, settings: tuple[str, ...]) -> Recipe:
+    """The recipe with model arguments replaced: each setting is KEY=VALUE, a dot reaches into a nested argument.
+
+    A value is read as a Python literal where it is one ("4", "(3, 4, 5)", "None"), else as text.
+    """
+    args = {k: dict(v) if isinstance(v, dict) else v for k, v in recipe.model_args.items()}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not (key and equals):
+            raise UserError(f"a model setting is written KEY=VALUE, for example factor=4, not {setting!r}")
+        try:
+            value: Any = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        outer, _, inner = key.partition(".")
+        if inner:
+            nested = args.setdefault(outer, {})
+            if not isinstance(nested, dict):
+                raise UserError(f"the model argument {outer!r} has no parts: {setting!r}")
+            nested[inner] = value
+        else:
+            args[outer] = value
+    check_model_args(recipe.model, args)
+    return dataclasses.replace(recipe, model_args=args)
