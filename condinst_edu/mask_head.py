@@ -121,7 +121,7 @@ def run_layers(shared: Tensor, weights: list[Tensor], biases: list[Tensor]) -> T
     return x.squeeze(1)
 
 
-def run_in_chunks(shared: Tensor, weights: list[Tensor], biases: list[Tensor], chunk: int = 8) -> Tensor:
+def run_in_chunks(shared: Tensor, weights: list[Tensor], biases: list[Tensor], chunk: int = 4) -> Tensor:
     """`run_layers` on a few instances at a time, so that what lies between two layers stays in the cache.
 
     Where gradients are needed, each chunk is computed again in the backward pass: only the logits are kept.

@@ -31,70 +31,70 @@ def _upsample_last(x: Tensor, f: int) -> Tensor:
     return torch.stack(phases, dim=-1).flatten(-2)
 
 
+TILE = 32  # output pixels; smaller tiles follow borders closer, larger ones are fewer
+
+
 def resize_masks(
     logits: Tensor, stride: int, input_size: tuple[int, int], output_size: tuple[int, int], factor: int = 1
 ) -> Tensor:
-    """Binary masks at any size from mask logits, computed only where a mask can be.
+    """Binary masks at any size from mask logits, computed only along their borders.
 
     logits (N, H, W) at `stride` pixels; input_size: (height, width) of the network's input without its padding;
     output_size: (height, width) wanted; factor: upsampling of the logits before the sigmoid, as in training.
     Returns (N, *output_size) bool: sigmoid(upsampled logits), upsampled to the input's pixels, cropped, resized
     bilinearly (half-pixel centres), > 0.5. All of it is linear but the sigmoid, and interpolation weights are convex:
-    no output that reads only cells with logits <= 0 can pass the threshold, so each mask is worked out in the window
-    of its positive cells, as small products with interpolation matrices.
+    a tile of the output that reads only cells with logits <= 0 is empty, one that reads only logits > 0 is full. The
+    others are worked out, as small products with interpolation matrices.
     Source: condinst:upsampling, condinst:inference.
     """
-    stride_up = stride // factor
     rows, columns = (
-        _Axis(cells, factor, stride_up, size_in, size_out, logits)
+        _Axis(cells, factor, stride // factor, size_in, size_out, logits)
         for cells, size_in, size_out in zip(logits.shape[1:], input_size, output_size, strict=True)
     )
-    masks = torch.zeros((len(logits), *output_size), dtype=torch.bool, device=logits.device)
-    positive = logits > 0
-    windows = zip(rows.windows(positive.any(dim=2)), columns.windows(positive.any(dim=1)), strict=True)
-    for mask, map_, (row, column) in zip(masks, logits, windows, strict=True):
-        if row and column:
-            scores = row.upsample @ map_[row.cells, column.cells] @ column.upsample.mT
-            scores = row.resize @ scores.sigmoid_() @ column.resize.mT
-            mask[row.outputs, column.outputs] = scores > 0.5
-    return masks
-
-
-class _Window:
-    """The part of an axis that one mask needs: cells in, outputs out, and the two interpolations between them."""
-
-    def __init__(self, axis: "_Axis", cells: slice, fine: slice, outputs: slice) -> None:
-        self.cells, self.outputs = cells, outputs
-        self.upsample = axis.upsample[fine, cells]
-        self.resize = axis.resize[outputs, fine]
+    # Zeros cost nothing until they are written: the empty part of a mask is never touched.
+    masks = torch.zeros(
+        len(logits), len(rows.cells), TILE, len(columns.cells), TILE, dtype=torch.bool, device=logits.device
+    )
+    with torch.autocast(logits.device.type, enabled=False):
+        positive = rows.reads @ (logits > 0).float() @ columns.reads.mT  # (N, R, S), cells of each tile
+        full = positive == rows.reads.sum(dim=1)[:, None] * columns.reads.sum(dim=1)
+        n, i, j = full.nonzero(as_tuple=True)
+        masks[n, i, :, j] = True
+        border = ((positive > 0) & ~full).nonzero()
+        for n, i, j in (chunk.unbind(1) for chunk in border.split(512)):  # a few at a time stay in the cache
+            cells = logits[n[:, None, None], rows.cells[i][:, :, None], columns.cells[j][:, None]]
+            scores = (rows.upsample[i] @ cells @ columns.upsample[j].mT).sigmoid_()
+            masks[n, i, :, j] = rows.resize[i] @ scores @ columns.resize[j].mT > 0.5
+    height, width = output_size
+    return masks.flatten(3).flatten(1, 2)[:, :height, :width]
 
 
 class _Axis:
-    """One axis of the way from cells over fine cells (factor times as many) to output pixels."""
+    """One axis of the output in T tiles.
+
+    cells (T, c): which cells a tile reads; upsample (T, f, c): from those to its fine cells (factor times as many);
+    resize (T, TILE, f): from these to its pixels; reads (T, H or W): 1 where a tile gives a cell any weight, else 0.
+    """
 
     def __init__(self, cells: int, factor: int, stride: int, size_in: int, size_out: int, like: Tensor) -> None:
         fine = torch.arange(cells * factor, device=like.device, dtype=torch.float32)
-        self.upsample = linear_weights((fine - factor // 2) / factor, cells).to(like)
-        self.resize = _resize_weights(cells * factor, stride, size_in, size_out, like.device).to(like)
-        self.spans = [_spans(self.upsample), _spans(self.resize)]
+        upsample = linear_weights((fine - factor // 2) / factor, cells).to(like)
+        resize = _resize_weights(cells * factor, stride, size_in, size_out, like.device).to(like)
+        beyond = resize[-1:].expand(-size_out % TILE, -1)  # the last tile may reach over the edge
+        used, self.resize = _narrow(torch.cat([resize, beyond]).unflatten(0, (-1, TILE)))
+        self.cells, self.upsample = _narrow(upsample[used])
+        weighted = ((self.resize @ self.upsample) != 0).any(dim=1).float()  # (T, c)
+        self.reads = weighted.new_zeros(len(weighted), cells).scatter_(1, self.cells, weighted)
 
-    def windows(self, positive: Tensor) -> list[_Window | None]:
-        """What each mask needs, from its positive cells on this axis (N, cells); None where no output is reached."""
-        flags = positive.int()
-        low = flags.argmax(dim=1)
-        high = torch.where(positive.any(dim=1), positive.shape[1] - flags.flip(1).argmax(dim=1), low)
-        for first, past in self.spans:  # what the positive cells reach: cells -> fine cells -> outputs
-            low, high = torch.searchsorted(past, low, right=True), torch.searchsorted(first, high)
-        outputs = low, high
-        ranges = [outputs]
-        for first, past in reversed(self.spans):  # and back: all that those outputs read
-            low, high = first[low.clamp(max=len(first) - 1)], past[(high - 1).clamp(min=0)]
-            ranges.insert(0, (low, high))
-        numbers = torch.stack([edge for pair in ranges for edge in pair], dim=1).tolist()
-        return [
-            _Window(self, slice(n[0], n[1]), slice(n[2], n[3]), slice(n[4], n[5])) if n[5] > n[4] else None
-            for n in numbers
-        ]
+
+def _narrow(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Band matrices (T, p, q), cut to the c columns that carry weight: their indices (T, c), and the cut (T, p, c)."""
+    used = (weights != 0).any(dim=1).int()  # (T, q)
+    first, last = used.argmax(dim=1), used.shape[1] - 1 - used.flip(1).argmax(dim=1)
+    width = int((last - first).max()) + 1
+    first = first.clamp(max=used.shape[1] - width)
+    columns = first[:, None] + torch.arange(width, device=weights.device)
+    return columns, weights.gather(2, columns[:, None].expand(-1, weights.shape[1], -1))
 
 
 def linear_weights(position: Tensor, cells: int) -> Tensor:
@@ -115,10 +115,3 @@ def _resize_weights(cells: int, stride: int, size_in: int, size_out: int, device
     position = position.clamp(0, size_in - 1)
     low = position.floor().long()
     return torch.lerp(upsample[low], upsample[(low + 1).clamp(max=size_in - 1)], (position - low)[:, None])
-
-
-def _spans(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """First and one-past-last column with weight in every row; both rise from row to row (a band matrix)."""
-    used = (weights != 0).int()
-    first = used.argmax(dim=1)
-    return first, weights.shape[1] - used.flip(1).argmax(dim=1)

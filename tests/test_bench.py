@@ -1,0 +1,170 @@
+"""The benches on tiny inputs: what they report, and that the forms they compare agree. No test is about time."""
+
+import functools
+import json
+import statistics
+from typing import Any
+
+import pytest
+import torch
+from rich.progress import Progress
+
+from condinst_edu import bench
+from condinst_edu.bench import Bench, PeakMemory, Scene, Variant
+from condinst_edu.errors import UserError
+from condinst_edu.layers.upsample import resize_masks
+from condinst_edu.mask_head import DynamicMaskHead
+
+TINY_HEAD: dict[str, Any] = {"instances": 5, "locations": 6, "size": (12, 16), "output_size": (50, 61)}
+TINY_MODEL: dict[str, Any] = {
+    "num_classes": 2,
+    "backbone": "tiny",
+    "backbone_options": {"widths": (4, 4, 4, 4, 4)},
+    "channels": 8,
+    "bottom": {"channels": 8, "convs": 1},
+    "head": {"tower_convs": 1, "norm": "bn"},
+}
+TINY_TARGETS: dict[str, Any] = {"images": 2, "objects": 3, "size": (130, 150), "model_args": TINY_MODEL}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "bench_mask_head", functools.partial(bench.bench_mask_head, **TINY_HEAD))
+    monkeypatch.setattr(bench, "bench_targets", functools.partial(bench.bench_targets, **TINY_TARGETS))
+    monkeypatch.setattr(bench, "can_compile", lambda: False)
+
+
+def measure(name: Any, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What the bench prints with --json, and nothing else on the same stream."""
+    bench.run_bench(Bench(name, json=True, runs=3))
+    return json.loads(capsys.readouterr().out)
+
+
+def test_mask_head_report(capsys: pytest.CaptureFixture[str]) -> None:
+    result = measure("mask-head", capsys)
+    assert (result["bench"], result["threads"], result["runs"]) == ("mask-head", 1, 3)
+    assert result["machine"]["torch"] == torch.__version__
+    groups = {group["name"]: group for group in result["groups"]}
+    assert list(groups) == ["inference", "training", "drawing", "drawing large objects"]
+    for group in groups.values():
+        reference = group["variants"][0]
+        assert reference["name"] == group["reference"]
+        for v in group["variants"]:
+            if "skipped" not in v:
+                assert len(v["times_ms"]) == 3
+                assert v["median_ms"] == statistics.median(v["times_ms"])
+                assert v["speedup"] == pytest.approx(reference["median_ms"] / v["median_ms"])
+
+
+def test_forms_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    groups = {g["name"]: {v["name"]: v for v in g["variants"]} for g in measure("mask-head", capsys)["groups"]}
+    assert groups["inference"]["folded"]["difference"] < 1e-5
+    folded, grouped = groups["training"]["folded"], groups["training"]["grouped"]
+    assert folded["gradient_difference"] < 1e-10
+    assert folded["memory_ratio"] == pytest.approx(folded["memory_mb"] / grouped["memory_mb"])
+    for name in ("drawing", "drawing large objects"):
+        drawn = groups[name]["resize_masks"]
+        assert drawn["pixels_differ"] == drawn["ties"]
+
+
+def test_without_compiler(capsys: pytest.CaptureFixture[str]) -> None:
+    inference = measure("mask-head", capsys)["groups"][0]
+    assert inference["variants"][2]["name"] == "compiled"
+    assert "compiler" in inference["variants"][2]["skipped"]
+    assert "speedup" not in inference["variants"][2]
+
+
+def test_with_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "can_compile", lambda: True)
+    monkeypatch.setattr("condinst_edu.mask_head.can_compile", lambda: False)  # compiling takes long: tested elsewhere
+    with Progress(disable=True) as progress:
+        group = bench.inference(1, progress, Scene(3, (6, 7)))
+    assert [v.name for v in group.variants] == ["grouped", "folded", "compiled"]
+    assert group["compiled"].skipped is None
+    assert group["compiled"].facts["difference"] < 1e-5
+
+
+def test_targets_report(capsys: pytest.CaptureFixture[str]) -> None:
+    result = measure("targets", capsys)
+    step, assignment = result["groups"][0]["variants"]
+    assert assignment["share"] == pytest.approx(assignment["median_ms"] / (2 * step["median_ms"]))
+    assert assignment["goal"] == {"share": 0.1}
+
+
+@pytest.mark.parametrize("name", ["mask-head", "targets"])
+def test_table(name: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.run_bench(Bench(name, runs=1))
+    out = capsys.readouterr().out
+    assert "medians of 1 interleaved runs, threads: 1" in out
+    assert out.rstrip().endswith(".")
+    if name == "mask-head":
+        assert "no C++ compiler" in " ".join(out.split())
+
+
+def test_options(capsys: pytest.CaptureFixture[str]) -> None:
+    before = torch.get_num_threads()
+    measure("targets", capsys)
+    assert torch.get_num_threads() == before
+    for wrong in (Bench("targets", runs=0), Bench("targets", threads=0)):
+        with pytest.raises(UserError, match="at least one"):
+            bench.run_bench(wrong)
+
+
+def test_goals() -> None:
+    def describe(**values: Any) -> str:
+        return bench.describe_goal({"name": "x", **values})
+
+    assert describe(goal={"speedup": 6}, speedup=7) == "speedup ≥ 6"
+    assert describe(goal={"speedup": 6}, speedup=5) == "speedup ≥ 6, missed"
+    assert describe(goal={"memory_ratio": 0.25}, memory_ratio=0.3) == "memory ratio ≤ 0.25, missed"
+    assert describe() == ""
+
+
+def test_runs_take_turns() -> None:
+    calls: list[str] = []
+    functions = {name: functools.partial(calls.append, name) for name in "abc"}
+    with Progress(disable=True) as progress:
+        variants: list[Variant] = bench.race("", functions, 2, progress)
+    assert calls == list("abc" * 3)
+    assert [len(v.times_ms) for v in variants] == [2, 2, 2]
+
+
+def test_peak_memory() -> None:
+    with PeakMemory() as memory:
+        a = torch.ones(1000)
+        b = a + 1
+        del a
+        b.view(10, 100).relu_()  # the same storage
+        c = b + 1
+        del b
+    assert memory.peak == 8000
+    assert memory.bytes == 4000
+    del c
+    assert memory.bytes == 0
+
+
+def test_peak_memory_counts_what_backward_needs() -> None:
+    x = torch.ones(1000, requires_grad=True)
+    with PeakMemory() as memory:
+        y = x.exp().exp()  # both results are kept for the backward pass
+        assert memory.bytes == 8000
+        y.sum().backward()
+        del y
+    assert memory.peak >= 12000
+    assert memory.bytes == 4000  # the gradient
+
+
+def test_grouped_form_is_the_mask_head() -> None:
+    scene = Scene(4, (5, 7))
+    torch.testing.assert_close(scene.logits(bench.grouped_mask_head), scene.logits(DynamicMaskHead()))
+
+
+@pytest.mark.parametrize("logits", [bench.coco_like_logits(6, (12, 16)), bench.large_logits(6, (12, 16))])
+def test_drawn_logits(logits: torch.Tensor) -> None:
+    assert logits.shape == (6, 12, 16)
+    assert (logits > 0).any()
+    assert (logits <= 0).any()
+    arguments = (8, (96, 123), (50, 61), 2)
+    scores = bench.whole_maps(logits, *arguments)
+    wrong = resize_masks(logits, *arguments) != (scores > 0.5)
+    assert not (wrong & ((scores - 0.5).abs() > 1e-6)).any()
