@@ -80,7 +80,7 @@ def load_run(path: Path, recipe: Recipe, category_ids: list[int]) -> dict[str, A
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is no whole checkpoint: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} is no whole checkpoint ({type(error).__name__} while reading it)") from None
     if not isinstance(state, dict) or not {"recipe", "category_ids", "iteration", "model"} <= state.keys():
         raise UserError(f"{path} is no checkpoint of `condinst-edu train`")
     if state["category_ids"] != category_ids:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import write_png
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from condinst_edu.datasets.batching import eval_image
@@ -43,7 +43,7 @@ def predict(trained: Trained, images: Sequence[Path], out: Path, min_score: floa
             results += [{**result, "file_name": path.name} for result in found_here]
             picture = draw(image, found, trained.class_names, min_score)
             with whole_file(out / picture_name(number, path, images)) as temporary:
-                write_png(picture, str(temporary))
+                Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary, format="png")
             progress.update(task, completed=number, note=path.name)
     with whole_file(out / "results.json") as temporary:
         temporary.write_text(json.dumps(results))

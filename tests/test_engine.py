@@ -1,0 +1,318 @@
+"""Training, checkpoints and prediction on the written sample of shapes."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from condinst_edu.engine.checkpoint import load_model, load_run, load_state, save_model
+from condinst_edu.engine.predict import draw, predict
+from condinst_edu.engine.recipe import Recipe, build_model, override_model
+from condinst_edu.engine.train import build_optimizer, open_split, rate_factor, train
+from condinst_edu.errors import UserError
+from condinst_edu.files import whole_file
+from condinst_edu.recipes import RECIPES, get_recipe
+from condinst_edu.recipes.shapes import shapes_condinst
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "data" / "shapes"
+
+
+def tiny_recipe(**changes: Any) -> Recipe:
+    """A model of a few thousand parameters on the written sample."""
+    recipe = override_model(
+        shapes_condinst(),
+        (
+            "backbone_options.widths=(4, 4, 8, 8, 8)",
+            "channels=8",
+            "head.tower_convs=1",
+            "bottom.channels=8",
+            "bottom.convs=1",
+        ),
+    )
+    settings = {"data": SAMPLE, "iterations": 6, "batch_size": 2, "save_every": 2, "log_every": 1, "ema": 0.9}
+    return dataclasses.replace(recipe, **{**settings, **changes})
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_weights(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+    out = tmp_path_factory.mktemp("run")
+    return out, weights_of(train(tiny_recipe(), out, show_progress=False))
+
+
+class Stop(Exception):
+    pass
+
+
+def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(
+    trained: tuple[Path, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    def stop_at(iteration: int) -> Any:
+        def on_step(done: int, model: nn.Module) -> None:
+            if done == iteration:
+                raise Stop
+
+        return on_step
+
+    for moment in (3, 5):  # after the checkpoints of iterations 2 and 4
+        with pytest.raises(Stop):
+            train(tiny_recipe(), tmp_path, on_step=stop_at(moment), show_progress=False)
+    resumed = weights_of(train(tiny_recipe(), tmp_path, show_progress=False))
+    assert_same_weights(resumed, trained[1])
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_seed_gives_other_weights(trained: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
+    other = weights_of(train(tiny_recipe(seed=1), tmp_path, show_progress=False))
+    assert any(not torch.equal(other[name], trained[1][name]) for name in other)
+
+
+def test_loader_processes_do_not_change_the_result(trained: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
+    assert_same_weights(weights_of(train(tiny_recipe(workers=2), tmp_path, show_progress=False)), trained[1])
+
+
+def test_running_mean_is_what_is_saved(tmp_path: Path) -> None:
+    """Against the mean worked out step by step from the weights themselves."""
+    recipe = tiny_recipe(ema=0.5, iterations=3)
+    seen: list[dict[str, Tensor]] = []
+    plain = dataclasses.replace(recipe, ema=0.0)
+    train(plain, tmp_path / "plain", on_step=lambda _, model: seen.append(weights_of(model)), show_progress=False)
+    torch.manual_seed(recipe.seed)
+    start = weights_of(build_model(recipe.model, 5, recipe.model_args))
+    averaged = weights_of(train(recipe, tmp_path / "mean", show_progress=False))
+    name = "fcos.head.class_logits.weight"
+    expected = seen[0][name]  # torch's averaged model takes over the first weights whole
+    for weights in seen[1:]:
+        expected = 0.5 * expected + 0.5 * weights[name]
+    assert not torch.equal(start[name], seen[0][name])
+    torch.testing.assert_close(averaged[name], expected)
+
+
+def test_a_checkpoint_of_another_run_is_refused(trained: tuple[Path, dict[str, Tensor]]) -> None:
+    out, _ = trained
+    with pytest.raises(UserError, match=r"belongs to another run: lr was 0\.\d+ and is now 0\.5"):
+        train(tiny_recipe(lr=0.5), out, show_progress=False)
+    with pytest.raises(UserError, match="trained on other classes"):
+        load_run(out / "last.pt", tiny_recipe(), [7, 8])
+
+
+@pytest.mark.parametrize("name", ["last.pt", "model.safetensors"])
+def test_a_cut_off_checkpoint_is_refused(trained: tuple[Path, dict[str, Tensor]], tmp_path: Path, name: str) -> None:
+    whole = (trained[0] / name).read_bytes()
+    for part in (whole[: len(whole) // 2], b"", b"nonsense"):
+        (tmp_path / name).write_bytes(part)
+        with pytest.raises(UserError, match="is no whole"):
+            if name == "last.pt":
+                load_run(tmp_path / name, tiny_recipe(), [1, 2, 3, 4, 5])
+            else:
+                load_model(tmp_path / name)
+
+
+def test_no_code_runs_from_a_checkpoint(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"model": Evil()}, tmp_path / "last.pt")
+    with pytest.raises(UserError, match="is no whole checkpoint"):
+        load_run(tmp_path / "last.pt", tiny_recipe(), [1])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_saved_model_gives_the_same_detections(trained: tuple[Path, dict[str, Tensor]]) -> None:
+    loaded = load_model(trained[0] / "model.safetensors")
+    assert_same_weights(weights_of(loaded.model), trained[1])
+    assert loaded.category_ids == [1, 2, 3, 4, 5]
+    assert len(loaded.class_names) == 5
+    assert not loaded.model.training
+
+
+def test_a_checkpoint_of_another_model_names_the_tensor(
+    trained: tuple[Path, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    model = build_model("condinst", 5, {**tiny_recipe().model_args, "factor": 1})
+    tensors = weights_of(model)
+    tensors["fcos.head.scales"] = torch.ones(9)
+    del tensors["bottom.tower.0.0.weight"]
+    with pytest.raises(UserError, match=r"bottom\.tower\.0\.0\.weight is missing \(2 such tensors\)"):
+        load_state(model, tensors, Path("x"))
+    save_model(tmp_path / "m.safetensors", nn.Linear(2, 2), tiny_recipe(), [1, 2, 3, 4, 5], list("abcde"))
+    with pytest.raises(UserError, match="belongs to another model"):
+        load_model(tmp_path / "m.safetensors")
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no longer a number at iteration \d+ \(images \[\d+, \d+\]\)"):
+        train(tiny_recipe(lr=1e30, clip=0.0, optimizer="sgd", warmup=0.0), tmp_path, show_progress=False)
+
+
+def test_rate_rises_and_falls() -> None:
+    cosine = Recipe(iterations=100, schedule="cosine", warmup=0.1, warmup_factor=0.0)
+    assert rate_factor(cosine, 0) == 0
+    assert rate_factor(cosine, 5) == pytest.approx(0.5)
+    assert rate_factor(cosine, 10) == 1
+    assert rate_factor(cosine, 55) == pytest.approx(0.5)
+    assert rate_factor(cosine, 99) == pytest.approx((1 + math.cos(math.pi * 89 / 90)) / 2)
+
+
+def test_rate_of_the_papers_schedule() -> None:
+    """90 000 iterations, a tenth at 60 000 and 80 000, warm-up over 1000 from a thousandth: the official figures."""
+    recipe = Recipe(iterations=90_000)
+    for iteration, factor in ((0, 0.001), (500, 0.5005), (1000, 1), (59_999, 1), (60_000, 0.1), (80_000, 0.01)):
+        assert rate_factor(recipe, iteration) == pytest.approx(factor), iteration
+
+
+def test_normalisation_is_not_decayed() -> None:
+    model = build_model("condinst", 3, tiny_recipe().model_args)
+    others, norms = build_optimizer(model, Recipe(weight_decay=0.1)).param_groups
+    assert (others["weight_decay"], norms["weight_decay"]) == (0.1, 0)
+    expected = [p for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm) for p in m.parameters()]
+    assert {id(p) for p in norms["params"]} == {id(p) for p in expected}
+    assert len(others["params"]) + len(norms["params"]) == len(list(model.parameters()))
+
+
+def test_every_recipe_builds_its_model() -> None:
+    for name in RECIPES:
+        recipe = get_recipe(name)
+        model = build_model(recipe.model, 5, recipe.model_args)
+        assert sum(p.numel() for p in model.parameters()) > 100_000
+
+
+def test_model_settings_reach_the_model() -> None:
+    recipe = override_model(shapes_condinst(), ("factor=1", "mask_head.coordinates=none", "nms=mask"))
+    model: Any = build_model(recipe.model, 5, recipe.model_args)
+    assert (model.factor, model.mask_head.coordinates, model.nms) == (1, "none", "mask")
+    for setting, sentence in {
+        "factor": "KEY=VALUE",
+        "colour=4": "no argument 'colour'",
+        "factor=3": "factor must be",
+        "head.depth=3": "unexpected keyword argument 'depth'",
+        "num_classes=3": "no argument 'num_classes'",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            build_model("condinst", 5, override_model(shapes_condinst(), (setting,)).model_args)
+
+
+def test_files_are_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "file.json"
+    with pytest.raises(RuntimeError), whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    with pytest.raises(UserError, match="cannot write .*file.json: No space left"), whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+    assert list(path.parent.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"), whole_file(tmp_path / "file" / "x"):
+        pass
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+    """A limit on the size of files makes the write itself fail, as a full disk does."""
+    train(tiny_recipe(iterations=6), tmp_path, on_step=None, show_progress=False)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log.jsonl"}
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from test_engine import *\n"
+        "state = load_run(Path(sys.argv[2]) / 'last.pt', tiny_recipe(), [1, 2, 3, 4, 5])\n"
+        "from condinst_edu.engine.checkpoint import save_run\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try:\n"
+        "    save_run(Path(sys.argv[2]) / 'last.pt', tiny_recipe(), [1, 2, 3, 4, 5], state)\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "cannot write" in result.stdout, result.stderr
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log.jsonl"}
+    assert after == before
+
+
+def test_predict_writes_pictures_and_results(trained: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
+    loaded = load_model(trained[0] / "model.safetensors")
+    photos = sorted((SAMPLE / "val").glob("*.png"))[:2]
+    written = predict(loaded, photos, tmp_path, min_score=0.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*(p.name for p in photos), "results.json"])
+    results = json.loads(written.read_text())
+    assert {result["file_name"] for result in results} <= {photo.name for photo in photos}
+
+
+def test_predict_leaves_nothing_of_an_unreadable_photo(trained: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
+    loaded = load_model(trained[0] / "model.safetensors")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(next((SAMPLE / "val").glob("*.png")).read_bytes()[:500])
+    with pytest.raises(UserError, match=r"broken\.png"):
+        predict(loaded, [broken], tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_drawing_changes_only_what_was_found() -> None:
+    image = torch.full((3, 20, 30), 100, dtype=torch.uint8)
+    mask = torch.zeros(1, 20, 30, dtype=torch.bool)
+    mask[0, 5:10, 8:20] = True
+    found = {
+        "boxes": torch.tensor([[8.0, 5.0, 20.0, 10.0]]),
+        "labels": torch.tensor([1]),
+        "scores": torch.tensor([0.9]),
+        "masks": mask,
+    }
+    drawn = draw(image, found, ["star"], 0.5)
+    assert (drawn[:, mask[0]] != 100).any()
+    assert torch.equal(draw(image, found, ["star"], 0.95), image)
+
+
+def test_training_set_leaves_out_empty_images_and_held_out_set_does_not() -> None:
+    recipe = tiny_recipe()
+    assert len(open_split(recipe, "train")) > 0
+    assert open_split(recipe, "val").category_ids == open_split(recipe, "train").category_ids
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
+    """SIGKILL at moments spread over the run, checkpoint writing included; the end is the uninterrupted run's."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_engine import *\n"
+        "train(tiny_recipe(iterations=150, save_every=1), Path(sys.argv[2]), show_progress=False)\n"
+    )
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", code, str(Path(__file__).parent), str(out)])
+
+    assert start(tmp_path / "whole").wait() == 0
+    for kill in range(6):
+        process = start(tmp_path / "killed")
+        deadline = time.monotonic() + 60
+        last = tmp_path / "killed" / "last.pt"
+        while process.poll() is None and not last.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.137 * kill)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(tmp_path / "killed").wait() == 0
+    names = ("model.safetensors", "recipe.json")
+    assert all((tmp_path / "killed" / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in names)
