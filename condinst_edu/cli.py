@@ -71,11 +71,13 @@ def demo(arguments: list[str]) -> None:
         """Where everything is written."""
         seed: int = 0
         """Of the data and the training."""
+        iterations: int | None = None
+        """Train for so many iterations, whatever time they take."""
 
     options = parse(Demo, "demo", arguments)
     from condinst_edu.engine.demo import run_demo
 
-    run_demo(options.out, options.minutes, options.seed)
+    run_demo(options.out, options.minutes, options.seed, options.iterations)
 
 
 def train(arguments: list[str]) -> None:

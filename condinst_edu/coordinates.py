@@ -7,6 +7,7 @@ Legend: N instances or masks, H, W map.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -19,6 +20,17 @@ def locations(size: tuple[int, int], stride: int, device: torch.device | None = 
     ys, xs = (stride * torch.arange(n, device=device, dtype=torch.float32) + stride // 2 for n in size)
     y, x = torch.meshgrid(ys, xs, indexing="ij")
     return torch.stack([x, y], dim=-1).reshape(-1, 2)
+
+
+def neighbours(size: tuple[int, int], start: int = 0, device: torch.device | None = None) -> Tensor:
+    """Indices of the 3x3 cells around each cell of a map whose cells count from `start`, row-major; -1 off the map.
+
+    size: (height, width) of the map. Returns (H * W, 9) int64, each row the patch from top left to bottom right.
+    """
+    height, width = size
+    index = torch.arange(start, start + height * width, device=device).view(height, width)
+    padded = F.pad(index, (1, 1, 1, 1), value=-1)
+    return padded.unfold(0, 3, 1).unfold(1, 3, 1).reshape(-1, 9)
 
 
 def relative_coordinates(size: tuple[int, int], stride: int, centers: Tensor, scales: Tensor) -> Tensor:

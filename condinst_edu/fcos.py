@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, sigmoid_focal_loss
 
-from condinst_edu.coordinates import locations, mass_centers
+from condinst_edu.coordinates import locations, mass_centers, neighbours
 from condinst_edu.layers.backbones import Backbone, build_backbone
 from condinst_edu.layers.blocks import Norm, conv_block
 from condinst_edu.layers.fpn import FPN
@@ -192,24 +192,13 @@ def make_points(pyramid: Sequence[Tensor], strides: Sequence[int], ranges: Seque
                 xy.new_full((len(xy),), stride),
                 xy.new_tensor(reach).expand(len(xy), 2),
                 torch.full((len(xy),), level, device=x.device),
-                _neighbours(height, width, start, x.device),
+                neighbours((height, width), start, x.device),
             ]
         )
         start += len(xy)
     merged = [torch.cat(field) for field in zip(*fields, strict=True)]
-    merged[-1].masked_fill_(merged[-1] < 0, start)
+    merged[-1].masked_fill_(merged[-1] < 0, start)  # off the map: the padding
     return Points(*merged)
-
-
-def _neighbours(height: int, width: int, start: int, device: torch.device) -> Tensor:
-    """Indices (height * width, 9) of the 3x3 cells around each cell of a map whose first cell has index `start`.
-
-    Cells off the map are -1.
-    """
-    index = torch.arange(start, start + height * width, device=device).view(1, 1, height, width)
-    padded = F.pad(index, (1, 1, 1, 1), value=-1)
-    windows = padded.unfold(2, 3, 1).unfold(3, 3, 1)  # (1, 1, height, width, 3, 3)
-    return windows.reshape(-1, 9)
 
 
 def check_targets(images: Sequence[Tensor], targets: Sequence[Target] | None, *keys: str) -> None:

@@ -12,10 +12,22 @@ from test_engine import SAMPLE, tiny_recipe
 from condinst_edu.cli import COMMANDS, run
 from condinst_edu.engine.train import train
 
-TINY = (
-    "--set backbone_options.widths=(4,4,8,8,8) --set channels=8 --set head.tower_convs=1 --set bottom.channels=8 "
-    "--set bottom.convs=1 --iterations 2 --batch-size 2"
-).split()
+TINY = [
+    "--set",
+    "backbone_options.widths=(4,4,8,8,8)",
+    "--set",
+    "channels=8",
+    "--set",
+    "head.tower_convs=1",
+    "--set",
+    "bottom.channels=8",
+    "--set",
+    "bottom.convs=1",
+    "--iterations",
+    "2",
+    "--batch-size",
+    "2",
+]
 
 
 @pytest.fixture(scope="module")

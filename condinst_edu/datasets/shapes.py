@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-THINGS = ("circle", "square", "triangle", "star", "ring")  # category ids 1 to 5
-STUFF = ("sky", "grass", "water", "sand")  # category ids 6 to 9
-GENERATOR = 1  # counts up whenever the same (seed, index) begins to give another picture
+from condinst_edu.datasets.shapes_background import STUFF, paint_background
+
+THINGS = ("circle", "square", "triangle", "star", "ring")  # category ids 1 to 5; STUFF: 6 to 9
+GENERATOR = 2  # counts up whenever the same (seed, index) begins to give another picture
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -117,7 +118,7 @@ def generate(index: int, seed: int = 0, config: ShapesConfig | None = None) -> S
     rng = np.random.default_rng((seed, index))
     stamps = arrange(rng, config)
     things = _describe(rng, stamps, config)
-    semantic, canvas = paint_background(rng, config.size)
+    stuff, canvas = paint_background(rng, config.size)  # (H, W), (3, H, W)
     light = rng.uniform(0, 2 * math.pi)
     for stamp, thing in zip(reversed(stamps), reversed(things), strict=True):  # back to front
         _paint_thing(rng, canvas, stamp, thing, light)
@@ -127,7 +128,9 @@ def generate(index: int, seed: int = 0, config: ShapesConfig | None = None) -> S
     canvas += 0.5  # astype cuts off, this rounds
     image = np.ascontiguousarray(canvas.astype(np.uint8).transpose(1, 2, 0))  # (H, W, 3)
     order = rng.permutation(len(stamps))  # so that the order says nothing about who is in front
-    return _ground_truth(image, semantic, [stamps[i] for i in order], tuple(things[i] for i in order))
+    return _ground_truth(
+        image, stuff + np.uint8(len(THINGS) + 1), [stamps[i] for i in order], tuple(things[i] for i in order)
+    )
 
 
 # Arrangement: which things, how large, where, and what is seen of each
@@ -183,7 +186,8 @@ def _place(
 ) -> Stamp | None:
     """Try thirty places for one thing; the outline is computed once, since trying shifts it by whole pixels."""
     side = math.ceil(size) + 4  # room for smooth edges and a centre between two pixels
-    offset, angle = rng.uniform(-0.5, 0.5, 2), rng.uniform(0, 2 * math.pi)
+    offset = (rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5))  # x, y
+    angle = rng.uniform(0, 2 * math.pi)
     distance = _outline(label, size, angle, side, offset)
     inside = distance <= 0
     least = config.min_visible * np.count_nonzero(inside)
@@ -231,30 +235,30 @@ _POLYGONS = {
 _RING_WIDTH = 0.45  # of its radius
 
 
-def _outline(label: int, size: float, angle: float, side: int, offset: Floats) -> Floats:
-    """Signed distance (side, side) in pixels to a thing's outline around the patch's middle + offset, negative inside."""
+def _outline(label: int, size: float, angle: float, side: int, offset: tuple[float, float]) -> Floats:
+    """Distance (side, side) in pixels to the outline of a thing at the patch's middle + offset, negative inside."""
     x, y = _grid(side)
-    x, y = x - np.float32(offset[0]), y - np.float32(offset[1])
-    radius = np.sqrt(x * x + y * y)  # (side, side)
+    x, y = x - offset[0], y - offset[1]
+    radius: Floats = np.sqrt(x * x + y * y)  # (side, side)
     name = THINGS[label - 1]
     if name == "circle":
-        return radius - np.float32(size / 2)
+        return radius - size / 2
     if name == "ring":
         width = _RING_WIDTH * size / 2
-        return np.abs(radius - np.float32(size / 2 - width / 2)) - np.float32(width / 2)
-    # A regular polygon or star is one edge, folded around the centre: it runs from the inner point (inner, 0) to a corner
+        return np.abs(radius - (size - width) / 2) - width / 2
+    # A polygon or star is one edge folded around the centre, from the point (inner, 0) to a corner at the angle `half`
     corners, ratio, extent = _POLYGONS[name]
     outer, half = size / extent, math.pi / corners
     inner = ratio * outer
-    folded = np.abs(np.mod(np.arctan2(y, x) - np.float32(angle), np.float32(2 * half)) - np.float32(half))
+    folded = np.abs(np.mod(np.arctan2(y, x) - angle, 2 * half) - half)
     normal = math.atan2(inner - outer * math.cos(half), outer * math.sin(half))
-    return radius * np.cos(folded - np.float32(normal)) - np.float32(inner * math.cos(normal))
+    return radius * np.cos(folded - normal) - inner * math.cos(normal)
 
 
 @cache
 def _grid(side: int) -> tuple[Floats, Floats]:
     """Pixel coordinates x (1, side) and y (side, 1), 0 in the middle."""
-    line = np.arange(side, dtype=np.float32) - np.float32((side - 1) / 2)
+    line = np.arange(side, dtype=np.float32) - (side - 1) / 2
     return line[None], line[:, None]
 
 
@@ -277,11 +281,8 @@ def _draw_colors(rng: np.random.Generator, stamps: list[Stamp], same_color: floa
     counts as twice as near.
     """
     count = len(stamps)
-    hue, saturation, value = (
-        rng.random((count, 1)),
-        rng.uniform(0.35, 0.85, (count, 1)),
-        rng.uniform(0.5, 0.95, (count, 1)),
-    )
+    hue, saturation, value = rng.random((3, count, 1))
+    saturation, value = 0.35 + 0.5 * saturation, 0.5 + 0.45 * value
     wheel = np.abs((hue * 6 + [0, 4, 2]) % 6 - 3) - 1  # (N, 3): red, green and blue around the colour circle
     colors = value * (1 - saturation * (1 - np.clip(wheel, 0, 1)))
     taking = min(int(count * same_color + rng.random()), count - 1)  # rounds up as often as keeps the mean
@@ -299,103 +300,24 @@ def _draw_colors(rng: np.random.Generator, stamps: list[Stamp], same_color: floa
 def _paint_thing(rng: np.random.Generator, canvas: Floats, stamp: Stamp, thing: Thing, light: float) -> None:
     """Paint over the canvas (3, H, W): lit from one side, striped or plain, darker at the rim, smooth at the edge."""
     rows, columns = stamp.window
-    x = np.arange(columns.start, columns.stop, dtype=np.float32)[None] - np.float32(stamp.center[0])  # (1, w)
-    y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - np.float32(stamp.center[1])  # (h, 1)
+    x = np.arange(columns.start, columns.stop, dtype=np.float32)[None] - stamp.center[0]  # (1, w)
+    y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - stamp.center[1]  # (h, 1)
     slope = rng.uniform(0.1, 0.5) / stamp.size
-    shade = x * np.float32(slope * math.cos(light)) + (
-        y * np.float32(slope * math.sin(light)) + np.float32(1)
-    )  # (h, w)
+    shade = x * (slope * math.cos(light)) + (y * (slope * math.sin(light)) + 1)  # (h, w)
     contrast, period, phase = rng.uniform(0, 0.12), rng.uniform(4, 9), rng.uniform(0, 2 * math.pi)
     if rng.random() < 0.5:
         wave = 2 * math.pi / period
-        across = x * np.float32(wave * math.cos(stamp.angle)) + y * np.float32(wave * math.sin(stamp.angle))
-        shade += np.float32(contrast) * np.sin(across + np.float32(phase))
+        across = x * (wave * math.cos(stamp.angle)) + y * (wave * math.sin(stamp.angle))
+        shade += contrast * np.sin(across + phase)
     if thing.rim:
         width = max(1.2, 0.035 * stamp.size)
-        shade *= 1 - np.float32(0.55) * np.clip(stamp.distance + np.float32(width + 0.5), 0, 1)
+        shade *= 1 - 0.55 * np.clip(stamp.distance + (width + 0.5), 0, 1)
     color = np.array(thing.color, np.float32)[:, None, None]
     patch = canvas[:, rows, columns]  # (3, h, w)
-    patch += np.clip(np.float32(0.5) - stamp.distance, 0, 1) * (color * shade - patch)
-
-
-# Background
-
-# For each stuff: dark and light RGB, and how much of clouds, blades, ripples and grain leads from one to the other
-_STUFF_LOOKS = {
-    "sky": ((0.36, 0.56, 0.82), (0.88, 0.92, 0.97), (1.0, 0.0, 0.0, 0.0)),
-    "grass": ((0.13, 0.30, 0.10), (0.50, 0.64, 0.26), (0.5, 0.45, 0.0, 0.0)),
-    "water": ((0.05, 0.24, 0.40), (0.30, 0.58, 0.70), (0.4, 0.0, 0.5, 0.0)),
-    "sand": ((0.58, 0.46, 0.28), (0.92, 0.82, 0.62), (0.6, 0.0, 0.0, 0.3)),
-}
-
-
-def paint_background(rng: np.random.Generator, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Floats]:
-    """Two to four kinds of stuff in bands with irregular borders, the sky on top: category ids (H, W), canvas (3, H, W)."""
-    kinds = rng.permutation(len(STUFF))[: int(rng.integers(2, len(STUFF), endpoint=True))]
-    kinds = kinds[np.argsort(kinds != STUFF.index("sky"), kind="stable")]
-    down, right = np.linspace(0, 1, size[0], dtype=np.float32), np.linspace(0, 1, size[1], dtype=np.float32)
-    depth = np.float32(0.5) * clouds(rng, size, 2) + down[:, None] + np.float32(rng.uniform(-0.4, 0.4)) * right
-    depth -= depth.min()
-    depth /= depth.max()  # 0..1 over the image, so that every band gets its part
-    band: NDArray[np.intp] = np.zeros(size, np.intp)
-    for cut in (np.arange(1, len(kinds)) + rng.uniform(-0.25, 0.25, len(kinds) - 1)) / len(kinds):
-        band += depth > cut
-    looks = [_STUFF_LOOKS[STUFF[kind]] for kind in kinds]
-    dark, light = np.array([look[:2] for look in looks], np.float32).transpose(1, 2, 0)  # (3, bands) each
-    dark, light = (
-        dark + rng.normal(0, 0.03, dark.shape).astype(np.float32),
-        light + rng.normal(0, 0.03, light.shape).astype(np.float32),
-    )
-    weights = np.array([look[2] for look in looks], np.float32).T  # (4, bands)
-    texture = _texture(rng, size, weights, band)
-    canvas = np.take((light - dark) / 2, band, axis=1)  # (3, H, W)
-    canvas *= texture
-    canvas += np.take((light + dark) / 2, band, axis=1)
-    return (kinds + len(THINGS) + 1).astype(np.uint8)[band], canvas
-
-
-def _texture(rng: np.random.Generator, size: tuple[int, int], weights: Floats, band: NDArray[np.intp]) -> Floats:
-    """From -1 (dark) to 1 (light), (H, W), out of four patterns mixed by each band's weights (4, bands)."""
-    soft = clouds(rng, size, 3)
-    grain = rng.standard_normal((size[0] + 3, size[1]), np.float32)
-    blades = (grain[:-3] + grain[1:-2] + grain[2:-1] + grain[3:]) / 2  # grass: tall streaks
-    waves = 2 * math.pi / rng.uniform(5, 9) * np.arange(size[0], dtype=np.float32)[:, None]
-    ripples = np.sin(waves.astype(np.float32) + 4 * soft)
-    total: Floats = np.zeros(size, np.float32)
-    for pattern, weight in zip((soft, blades, ripples, grain[:-3]), weights, strict=True):
-        if weight.any():
-            total += weight[band] * pattern
-    return total
-
-
-def clouds(rng: np.random.Generator, size: tuple[int, int], cells: int) -> Floats:
-    """Smooth noise (H, W), mostly within -1..1: a random grid of so many cells along the shorter side, and two finer ones."""
-    total: Floats = np.zeros(size, np.float32)
-    for octave in range(3):
-        rows, columns = (max(1, round(cells * 2**octave * side / min(size))) for side in size)
-        grid = rng.uniform(-1, 1, (rows + 1, columns + 1)).astype(np.float32) * np.float32(0.5**octave)
-        total += _between(size[0], rows) @ grid @ _between(size[1], columns).T
-    return total
-
-
-@cache
-def _between(pixels: int, cells: int) -> Floats:
-    """Weights (pixels, cells + 1) that interpolate smoothly (smoothstep) between a grid's points."""
-    place = np.linspace(0, cells, pixels, endpoint=False)
-    cell = place.astype(int)
-    rest = place - cell
-    rest = rest * rest * (3 - 2 * rest)
-    weights = np.zeros((pixels, cells + 1), np.float32)
-    weights[np.arange(pixels), cell] = 1 - rest
-    weights[np.arange(pixels), cell + 1] = rest
-    return weights
+    patch += np.clip(0.5 - stamp.distance, 0, 1) * (color * shade - patch)
 
 
 # Ground truth
-
-_ID_STEP = (
-    0x9E3779  # odd, so multiples stay distinct in 24 bits; large, so that neighbours get distinct colours in a PNG
-)
 
 
 def _ground_truth(
@@ -408,38 +330,29 @@ def _ground_truth(
     for n, stamp in enumerate(stamps):
         masks[n][stamp.window] = stamp.seen
         semantic[stamp.window][stamp.seen] = stamp.label
-        left, top, right, bottom = _bounds(stamp.seen)
-        x, y = stamp.window[1].start, stamp.window[0].start
-        boxes[n] = x + left, y + top, x + right, y + bottom
-        segments.append(_segment(n, stamp.label, int(stamp.seen.sum()), (x + left, y + top, x + right, y + bottom)))
-        panoptic[stamp.window][stamp.seen] = segments[-1]["id"]
+        panoptic[stamp.window][stamp.seen] = n + 1
+        rows, columns = stamp.window
+        segments.append(_segment(n + 1, stamp.label, stamp.seen, columns.start, rows.start))
+        x, y, width, height = segments[-1]["bbox"]
+        boxes[n] = x, y, x + width, y + height
     for category in range(len(THINGS) + 1, len(THINGS) + len(STUFF) + 1):
         region = semantic == category
-        if area := int(np.count_nonzero(region)):
-            segments.append(_segment(len(segments), category, area, _bounds(region)))
-            panoptic[region] = segments[-1]["id"]
-    labels = np.array([stamp.label for stamp in stamps], np.int64)
+        if region.any():
+            panoptic[region] = len(segments) + 1
+            segments.append(_segment(len(segments) + 1, category, region))
+    labels = np.array([thing.label for thing in things], np.int64)
     return ShapesSample(image, boxes, labels, masks, semantic, panoptic, segments, things)
 
 
-def _bounds(mask: Bools) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of a mask (h, w) that has a pixel; right and bottom exclusive."""
-    rows, columns = mask.any(1), mask.any(0)
-    return (
-        int(columns.argmax()),
-        int(rows.argmax()),
-        len(columns) - int(columns[::-1].argmax()),
-        len(rows) - int(rows[::-1].argmax()),
-    )
-
-
-def _segment(n: int, category: int, area: int, bounds: tuple[int, int, int, int]) -> dict[str, Any]:
-    left, top, right, bottom = bounds
+def _segment(number: int, category: int, mask: Bools, x: int = 0, y: int = 0) -> dict[str, Any]:
+    """COCO's entry for a segment whose mask (h, w), with at least one pixel, begins at (x, y) of the image."""
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    left, top = int(columns[0]), int(rows[0])
     return {
-        "id": (n + 1) * _ID_STEP % 2**24,
+        "id": number,
         "category_id": category,
         "isthing": int(category <= len(THINGS)),
-        "area": area,
-        "bbox": [left, top, right - left, bottom - top],
+        "area": int(np.count_nonzero(mask)),
+        "bbox": [x + left, y + top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
         "iscrowd": 0,
     }

@@ -7,12 +7,14 @@ out/annotations/panoptic_train.json
 out/panoptic_train/000001.png                      segment id = R + 256 G + 65536 B, 0 is void
 """
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def write_shapes(
     `out` is complete or not there. jobs: processes; they do not change the result.
     Errors: UserError where `out` holds anything else or cannot be written, and where the numbers make no sense.
     """
-    config = config or ShapesConfig()
+    config, out = config or ShapesConfig(), out.resolve()
     if not 0 < train <= VAL_START or val < 1:
         raise UserError(f"at least one image to learn from and one to hold out are needed, not {train} and {val}.")
     settings = {"generator": GENERATOR, "seed": seed, "train": train, "val": val, **dataclasses.asdict(config)}
@@ -97,11 +99,12 @@ def _write_split(
     panoptic: list[Item] = []
     with progress_bar(show_progress) as progress:
         task = progress.add_task(f"drawing {split}", total=len(indices), note="")
-        for image, objects, segments in _map(draw, indices, jobs):
-            images.append(image)
-            annotations += [{"id": len(annotations) + k, **item} for k, item in enumerate(objects, start=1)]
-            panoptic.append(segments)
-            progress.advance(task)
+        with contextlib.closing(_map(draw, indices, jobs)) as written:  # no process outlives a failure or Ctrl-C
+            for image, objects, segments in written:
+                images.append(image)
+                annotations += [{"id": len(annotations) + k, **item} for k, item in enumerate(objects, start=1)]
+                panoptic.append(segments)
+                progress.advance(task)
     info = {"description": f"condinst_edu shapes, series {seed}, {split}", "version": str(GENERATOR)}
     common = {"info": info, "licenses": [{"id": 1, "name": "MIT", "url": ""}], "images": images}
     things = [{k: c[k] for k in ("id", "name", "supercategory")} for c in categories() if c["isthing"]]
@@ -111,12 +114,13 @@ def _write_split(
     (folder / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(stuff_too))
 
 
-def _map(function: Any, indices: range, jobs: int) -> Iterator[tuple[Item, list[Item], Item]]:
+def _map(function: Any, indices: range, jobs: int) -> Generator[tuple[Item, list[Item], Item], None, None]:
     if jobs < 2 or len(indices) < 50:
         yield from map(function, indices)
         return
     # A fresh interpreter per process: forking one in which torch has started threads can hang.
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's to handle, once
+    with multiprocessing.get_context("spawn").Pool(jobs, signal.signal, ignore) as pool:
         yield from pool.imap(function, indices, chunksize=25)
 
 
@@ -127,8 +131,8 @@ def _write_one(
     sample = generate(index, seed, config)
     image_id = index - start + 1
     name = f"{image_id:06}.png"
-    Image.fromarray(sample.image).save(images_folder / name, compress_level=1)
-    Image.fromarray(id_colors(sample.panoptic)).save(panoptic_folder / name, compress_level=1)
+    Image.fromarray(sample.image).save(images_folder / name)
+    Image.fromarray(id_colors(sample.panoptic)).save(panoptic_folder / name)
     height, width = config.size
     image = {"id": image_id, "file_name": name, "height": height, "width": width, "license": 1}
     segments = {"image_id": image_id, "file_name": name, "segments_info": sample.segments_info}

@@ -12,17 +12,17 @@ from typing import Any
 
 import matplotlib
 import torch
-from condinst_edu.datasets.shapes_coco import write_shapes
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from condinst_edu.datasets.coco import CocoDataset
+from condinst_edu.datasets.shapes_coco import write_shapes
 from condinst_edu.engine.checkpoint import plain
 from condinst_edu.engine.evaluate import evaluate, mask_ceiling
 from condinst_edu.engine.predict import COLORS, detect
 from condinst_edu.engine.recipe import Recipe
-from condinst_edu.engine.train import open_split, probe_rate, train
+from condinst_edu.engine.train import choose_threads, open_split, train
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file, writable_folder
 from condinst_edu.recipes.shapes import shapes_condinst
@@ -32,8 +32,11 @@ CURVE_POINTS, CURVE_IMAGES = 4, 40
 FINISH_SECONDS = 20  # what is left to do after training: scoring, the ceiling, the picture
 
 
-def run_demo(out: Path, minutes: float, seed: int = 0) -> dict[str, Any]:
-    """Run the demo within about `minutes`; returns and writes to `out`/result.json what it measured."""
+def run_demo(out: Path, minutes: float, seed: int = 0, iterations: int | None = None) -> dict[str, Any]:
+    """Run the demo within about `minutes`; returns and writes to `out`/result.json what it measured.
+
+    iterations: as many, whatever time they take.
+    """
     if minutes < 0.5:
         raise UserError(f"the demo needs at least half a minute, not {minutes:g}")
     begin = time.monotonic()
@@ -44,9 +47,10 @@ def run_demo(out: Path, minutes: float, seed: int = 0) -> dict[str, Any]:
     recipe = dataclasses.replace(shapes_condinst(), data=out / "shapes", seed=seed)
     held_out = open_split(recipe, "val")
 
-    rate = probe_rate(recipe)
+    rate = choose_threads(recipe)
     seconds = 60 * minutes - (time.monotonic() - begin) - FINISH_SECONDS - CURVE_POINTS * 2
-    recipe = dataclasses.replace(recipe, iterations=max(60, int(seconds * rate / 10) * 10))
+    iterations = iterations or max(60, int(seconds * rate / 10) * 10)
+    recipe = dataclasses.replace(recipe, iterations=iterations)
     threads = torch.get_num_threads()
     console.print(
         f"[bold]2. Training[/]: {recipe.iterations} iterations of {recipe.batch_size} images, {threads} threads"

@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.error import URLError
 
 from torch import nn
 
@@ -95,6 +96,11 @@ def build_model(model: str, num_classes: int, model_args: dict[str, Any]) -> nn.
         return MODELS[model](num_classes=num_classes, **model_args)
     except (TypeError, ValueError) as error:
         raise UserError(f"the model {model} cannot be built with these arguments: {error}") from None
+    except URLError as error:
+        raise UserError(
+            f"the backbone's pre-trained weights cannot be fetched ({error.reason}); "
+            "--set backbone_options.weights=None starts from random ones"
+        ) from None
 
 
 def check_model_args(model: str, model_args: dict[str, Any]) -> None:

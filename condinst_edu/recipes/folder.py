@@ -6,12 +6,12 @@ from condinst_edu.engine.recipe import Recipe
 
 
 def folder_condinst() -> Recipe:
-    """CondInst for a small COCO-format folder of your own: ResNet-18, trained from ImageNet weights or from scratch."""
+    """CondInst for a small COCO-format folder of your own: ResNet-18 from ImageNet weights."""
     return Recipe(
         model="condinst",
         model_args={
             "backbone": "resnet18",
-            "backbone_options": {"norm": "bn", "frozen_stages": 0},
+            "backbone_options": {"weights": "DEFAULT", "norm": "bn", "frozen_stages": 0},
             "channels": 96,
             "levels": (3, 4, 5, 6),
             "ranges": (64, 128, 256),

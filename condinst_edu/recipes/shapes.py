@@ -13,8 +13,9 @@ def tiny_model() -> dict[str, Any]:
         "backbone": "tiny",
         "backbone_options": {"widths": (16, 24, 48, 64, 96)},
         "levels": (2, 3, 4, 5),
+        "head_from": 3,
         "channels": 48,
-        "ranges": (16, 32, 64),
+        "ranges": (32, 64),
         "head": {"tower_convs": 2, "norm": "gn"},
         "score_threshold": 0.02,
     }
@@ -49,7 +50,7 @@ def shapes_condinst() -> Recipe:
     """Tiny CondInst: the demo's model, 0.7 M parameters."""
     model_args = {
         **tiny_model(),
-        "bottom": {"channels": 48, "convs": 2},
+        "bottom": {"channels": 32, "convs": 2},  # on P2: masks at stride 2
         "mask_limit": 10,
     }
     return dataclasses.replace(shapes_fcos(), model="condinst", model_args=model_args)
