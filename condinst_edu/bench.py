@@ -37,7 +37,8 @@ from torch.utils._pytree import tree_leaves
 from condinst_edu.condinst import CondInst
 from condinst_edu.coordinates import relative_coordinates
 from condinst_edu.errors import UserError
-from condinst_edu.fcos import Size, make_points
+from condinst_edu.fcos import make_points
+from condinst_edu.layers.images import Size
 from condinst_edu.layers.upsample import aligned_upsample, resize_masks
 from condinst_edu.mask_head import DynamicMaskHead, can_compile, split_parameters
 from condinst_edu.progress import progress_bar

@@ -23,15 +23,14 @@ from condinst_edu.fcos import (
     Instances,
     Outputs,
     Points,
-    Size,
     Target,
     check_targets,
     fcos_losses,
     keep_best,
-    make_batch,
     to_output_size,
 )
 from condinst_edu.layers.blocks import Norm, conv_block
+from condinst_edu.layers.images import Size, make_batch
 from condinst_edu.layers.losses import dice_loss
 from condinst_edu.layers.upsample import aligned_upsample, resize_masks
 from condinst_edu.mask_head import DynamicMaskHead
@@ -254,7 +253,7 @@ class CondInst(nn.Module):
             check_targets(images, targets, "masks")
             return self.losses(pyramid, points, outputs, features, targets or ())
         results = []
-        for i, (size, output_size) in enumerate(zip(batch.sizes, output_sizes or batch.sizes, strict=True)):
+        for i, (size, output_size) in enumerate(batch.with_output(output_sizes)):
             found = self.detect(points, outputs, features, i)
             boxes, keep = to_output_size(found.boxes, size, output_size)
             found = found.pick(keep)

@@ -21,17 +21,10 @@ from condinst_edu.coordinates import locations, mass_centers, neighbours
 from condinst_edu.layers.backbones import Backbone, build_backbone
 from condinst_edu.layers.blocks import Norm, conv_block
 from condinst_edu.layers.fpn import FPN
+from condinst_edu.layers.images import Batch, Size, make_batch
 from condinst_edu.layers.losses import giou_loss
 
 Target = Mapping[str, Any]
-Size = tuple[int, int]
-
-
-class Batch(NamedTuple):
-    """Normalised images of one size (B, 3, H, W), and the (height, width) of each before padding."""
-
-    images: Tensor
-    sizes: list[Size]
 
 
 class Points(NamedTuple):
@@ -87,25 +80,6 @@ class Instances(NamedTuple):
 
 
 # ---------------------------------------------------------------------------------------------------- images to maps
-
-
-def make_batch(images: Sequence[Tensor], mean: Tensor, std: Tensor, divisor: int) -> Batch:
-    """Normalise, then pad at the right and bottom with zeros to one size divisible by `divisor`.
-
-    images: (3, H, W) float in [0, 1], of any sizes; mean, std (3, 1, 1).
-    Errors: ValueError where an image is not of that form.
-    """
-    for image in images:
-        if image.dim() != 3 or image.shape[0] != 3 or not image.is_floating_point():
-            raise ValueError(
-                f"images must be float tensors (3, H, W) in [0, 1], not {tuple(image.shape)} {image.dtype}"
-            )
-    sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-    height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
-    batch = images[0].new_zeros(len(images), 3, height, width)
-    for padded, image, (h, w) in zip(batch, images, sizes, strict=True):
-        padded[:, :h, :w] = (image - mean) / std
-    return Batch(batch.contiguous(memory_format=torch.channels_last), sizes)
 
 
 class FCOSHead(nn.Module):
@@ -211,6 +185,8 @@ def check_targets(images: Sequence[Tensor], targets: Sequence[Target] | None, *k
         count = len(target["labels"])
         if target["boxes"].shape != (count, 4) or any(len(target[key]) != count for key in keys):
             raise ValueError(f"target {i}: boxes must be (M, 4), and {', '.join(keys) or 'labels'} as many as labels")
+        if "masks" in keys and "centers" not in target and target["masks"].shape[1:] != images[i].shape[1:]:
+            raise ValueError(f"target {i}: full-size masks must have the image's size {tuple(images[i].shape[1:])}")
 
 
 def pad_targets(targets: Sequence[Target], center: str = "box") -> tuple[Tensor, Tensor, Tensor]:
@@ -429,7 +405,7 @@ class FCOS(nn.Module):
             check_targets(images, targets)
             return fcos_losses(outputs, self.assign(points, targets or ()), self.giou_smooth)
         results = []
-        for i, (size, output_size) in enumerate(zip(batch.sizes, output_sizes or batch.sizes, strict=True)):
+        for i, (size, output_size) in enumerate(batch.with_output(output_sizes)):
             found = self.detect(points, outputs, i)
             boxes, keep = to_output_size(found.boxes, size, output_size)
             results.append({"boxes": boxes[keep], "labels": found.labels[keep], "scores": found.scores[keep]})

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Creates the folder. Errors: UserError where the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # what a killed process left there is written over
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -42,10 +41,3 @@ def writable_folder(path: Path) -> Path:
     except OSError as error:
         raise cannot_write(path, error) from None
     return path
-
-
-def free_bytes(path: Path) -> int:
-    """Free space on the disk that holds `path` or will hold it."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

@@ -12,22 +12,14 @@ from test_engine import SAMPLE, tiny_recipe
 from condinst_edu.cli import COMMANDS, run
 from condinst_edu.engine.train import train
 
-TINY = [
-    "--set",
+SETTINGS = (
     "backbone_options.widths=(4,4,8,8,8)",
-    "--set",
     "channels=8",
-    "--set",
     "head.tower_convs=1",
-    "--set",
     "bottom.channels=8",
-    "--set",
     "bottom.convs=1",
-    "--iterations",
-    "2",
-    "--batch-size",
-    "2",
-]
+)
+TINY = [word for setting in SETTINGS for word in ("--set", setting)] + ["--iterations", "2", "--batch-size", "2"]
 
 
 @pytest.fixture(scope="module")

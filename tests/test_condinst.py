@@ -40,8 +40,9 @@ from condinst_edu.condinst import (
     semantic_targets,
 )
 from condinst_edu.coordinates import mass_centers, relative_coordinates
-from condinst_edu.fcos import Assignment, Outputs, Points, make_batch, make_points, to_output_size
+from condinst_edu.fcos import Assignment, Outputs, Points, make_points, to_output_size
 from condinst_edu.layers import aligned_upsample, resize_masks
+from condinst_edu.layers.images import make_batch
 from condinst_edu.mask_head import DynamicMaskHead, split_parameters
 
 # ----------------------------------------------------------------------------------------------------- bottom branch
@@ -844,3 +845,15 @@ def test_mask_targets_against_the_official_code() -> None:
     assert torch.equal(ours[0], torch.from_numpy(expected[:6]).bool())
     assert torch.equal(ours[1, :4], torch.from_numpy(expected[6:]).bool())
     assert not ours[1, 4:].any()
+
+
+def test_sentences_for_wrong_calls() -> None:
+    model = CondInst(2, backbone="tiny", channels=16, levels=(3, 4), ranges=(32,), bottom={"num_levels": 2})
+    image = torch.rand(3, 64, 64)
+    target = {"boxes": torch.tensor([[4.0, 4, 30, 30]]), "labels": torch.tensor([1]), "masks": torch.ones(1, 32, 64)}
+    with pytest.raises(ValueError, match="at least one image"):
+        model([], [])
+    with pytest.raises(ValueError, match=r"full-size masks must have the image's size \(64, 64\)"):
+        model([image], [target])
+    with pytest.raises(ValueError, match="1 images need as many output sizes, not 2"):
+        model.eval()([image], output_sizes=[(64, 64), (64, 64)])

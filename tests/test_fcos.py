@@ -38,12 +38,12 @@ from condinst_edu.fcos import (
     decode,
     fcos_losses,
     keep_best,
-    make_batch,
     make_points,
     pad_targets,
     select_candidates,
     to_output_size,
 )
+from condinst_edu.layers.images import make_batch
 
 STRIDES = (8, 16, 32, 64, 128)
 RANGES = [(-1, 64), (64, 128), (128, 256), (256, 512), (512, inf)]

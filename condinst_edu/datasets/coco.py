@@ -210,7 +210,7 @@ def _with_file(images: list[Item], folder: str, skip_missing: bool) -> list[Item
     first = next(image["file_name"] for image in images if image["id"] in missing)
     text = f"{len(missing)} of {len(images)} images are missing in {folder}, first: {first}"
     if not skip_missing:
-        raise UserError(text)
+        raise UserError(f"{text} (--skip-missing trains without them)")
     logger.warning("%s", text)
     return [image for image in images if image["id"] not in missing]
 

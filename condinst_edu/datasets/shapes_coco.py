@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import multiprocessing
-import os
 import shutil
 import signal
 from collections.abc import Generator, Iterator
@@ -56,7 +55,8 @@ def write_shapes(
     settings = json.loads(json.dumps(settings))
     if _is_written(out, settings):
         return
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # what a killed process left
     try:
         for split, first, count in (("train", 0, train), ("val", VAL_START, val)):
             _write_split(temporary, split, range(first, first + count), seed, config, jobs, show_progress)

@@ -14,8 +14,9 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2 import functional as tv
 
+from condinst_edu.layers.images import Size
+
 Target = dict[str, Any]
-Size = tuple[int, int]
 
 
 def resized_size(size: Size, short_side: int, max_size: int) -> Size:

@@ -85,7 +85,7 @@ def load_run(path: Path, recipe: Recipe, category_ids: list[int]) -> dict[str, A
         raise UserError(f"{path} is no checkpoint of `condinst-edu train`")
     if state["category_ids"] != category_ids:
         raise UserError(f"{path} was trained on other classes than this data has: {state['category_ids']}")
-    free = {"workers", "log_every", "save_every", "eval_every", "cache"}  # may change without changing the result
+    free = {"workers", "log_every", "save_every", "cache"}  # may change without changing the result
     then, now = state["recipe"], plain(recipe)
     changed = [name for name in now if name not in free and then.get(name) != now[name]]
     if changed:

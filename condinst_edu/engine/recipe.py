@@ -38,6 +38,8 @@ class Recipe:
     """COCO annotations of the held-out images."""
     cache: bool = False
     """Keep decoded images in memory (for sets that fit)."""
+    skip_missing: bool = False
+    """Leave out images whose file is missing, instead of refusing the data."""
     workers: int = 2
     """Processes that load data; 0 loads in the training process."""
 
@@ -83,8 +85,6 @@ class Recipe:
     """Iterations between two lines of the log."""
     save_every: int = 1000
     """Iterations between two checkpoints."""
-    eval_every: int = 0
-    """Iterations between two evaluations; 0 evaluates at the end alone."""
 
 
 def build_model(model: str, num_classes: int, model_args: dict[str, Any]) -> nn.Module:

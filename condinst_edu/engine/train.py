@@ -68,12 +68,13 @@ def train(
             if averaged is not None:
                 averaged.update_parameters(model)
             done = iteration + 1
-            if done % recipe.log_every == 0 or done == recipe.iterations:
+            save_now = done % recipe.save_every == 0 or done == recipe.iterations
+            if done % recipe.log_every == 0 or save_now:  # what is saved has been looked at
                 values = read_losses(losses, done, targets)
                 log.write({"iteration": done, "lr": optimizer.param_groups[0]["lr"], **values})
                 progress.update(task, note="  ".join(f"{name} {value:.3f}" for name, value in values.items()))
             progress.update(task, completed=done)
-            if done % recipe.save_every == 0 or done == recipe.iterations:
+            if save_now:
                 save(done)
             if on_step is not None:
                 on_step(done, result)
@@ -157,6 +158,7 @@ def open_split(recipe: Recipe, split: str, category_ids: list[int] | None = None
         recipe.data / annotations,
         cache=recipe.cache and training,
         keep_empty=not training,
+        skip_missing=recipe.skip_missing,
         category_ids=category_ids,
     )
 

@@ -103,8 +103,16 @@ class ResNetBackbone(Backbone):
         last = "conv3" if bottleneck else "conv2"
         self.channels = {level: getattr(stage[-1], last).out_channels for level, stage in enumerate(stages, start=2)}
         self.stages = nn.ModuleList(stages)
-        for stage in [self.stem, *stages][:frozen_stages]:
+        self.frozen = [self.stem, *stages][:frozen_stages]
+        for stage in self.frozen:
             stage.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "ResNetBackbone":
+        """As of any module, but the statistics of frozen stages stay what they are."""
+        super().train(mode)
+        for stage in self.frozen:
+            stage.eval()
+        return self
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
         x = self.stem(x)

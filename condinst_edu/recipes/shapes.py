@@ -12,8 +12,7 @@ def tiny_model() -> dict[str, Any]:
     return {
         "backbone": "tiny",
         "backbone_options": {"widths": (16, 24, 48, 64, 96)},
-        "levels": (2, 3, 4, 5),
-        "head_from": 3,
+        "levels": (3, 4, 5),
         "channels": 48,
         "ranges": (32, 64),
         "head": {"tower_convs": 2, "norm": "gn"},
@@ -50,6 +49,8 @@ def shapes_condinst() -> Recipe:
     """Tiny CondInst: the demo's model, 0.7 M parameters."""
     model_args = {
         **tiny_model(),
+        "levels": (2, 3, 4, 5),
+        "head_from": 3,
         "bottom": {"channels": 32, "convs": 2},  # on P2: masks at stride 2
         "mask_limit": 10,
     }

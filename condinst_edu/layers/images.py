@@ -1,0 +1,43 @@
+"""From a list of images to what a network takes: normalised, padded to one size."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Size = tuple[int, int]  # (height, width)
+
+
+class Batch(NamedTuple):
+    """Normalised images of one size (B, 3, H, W), and the (height, width) of each before padding."""
+
+    images: Tensor
+    sizes: list[Size]
+
+    def with_output(self, output_sizes: Sequence[Size] | None) -> list[tuple[Size, Size]]:
+        """Each image's size and the size that its results are wanted in, its own by default."""
+        if output_sizes is not None and len(output_sizes) != len(self.sizes):
+            raise ValueError(f"{len(self.sizes)} images need as many output sizes, not {len(output_sizes)}")
+        return list(zip(self.sizes, output_sizes or self.sizes, strict=True))
+
+
+def make_batch(images: Sequence[Tensor], mean: Tensor, std: Tensor, divisor: int) -> Batch:
+    """Normalise, then pad at the right and bottom with zeros to one size divisible by `divisor`.
+
+    images: (3, H, W) float in [0, 1], of any sizes; mean, std (3, 1, 1).
+    Errors: ValueError where an image is not of that form.
+    """
+    if not images:
+        raise ValueError("the model needs at least one image")
+    for image in images:
+        if image.dim() != 3 or image.shape[0] != 3 or not image.is_floating_point():
+            raise ValueError(
+                f"images must be float tensors (3, H, W) in [0, 1], not {tuple(image.shape)} {image.dtype}"
+            )
+    sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+    height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
+    batch = images[0].new_zeros(len(images), 3, height, width)
+    for padded, image, (h, w) in zip(batch, images, sizes, strict=True):
+        padded[:, :h, :w] = (image - mean) / std
+    return Batch(batch.contiguous(memory_format=torch.channels_last), sizes)
