@@ -174,7 +174,7 @@ def predict(arguments: list[str]) -> None:
         """A model.safetensors."""
         out: Path = Path("runs/predict")
         """Folder for the pictures and results.json."""
-        min_score: float = 0.3
+        min_score: float = 0.45
         """Draw what scores at least this."""
         device: str = "cpu"
         """Where to run: cpu, cuda, cuda:1, ..."""

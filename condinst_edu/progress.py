@@ -7,7 +7,6 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
@@ -22,15 +21,14 @@ class RateColumn(ProgressColumn):
 
 
 def progress_bar(show: bool = True) -> Progress:
-    """Bar, count, rate, time taken, time left, and the text that a task's field `note` holds."""
+    """Bar, count, rate, time left (at the end: taken), and the text that a task's field `note` holds."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=None),
         MofNCompleteColumn(),
         RateColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
         disable=not show,
+        expand=True,
     )

@@ -455,3 +455,15 @@ def test_written_sample_is_not_ignored() -> None:
     lines = (ROOT / ".gitignore").read_text().split()
     assert {".venv/", "runs/", "data/coco/"} <= set(lines)
     assert not any(line.rstrip("/") in ("data", "data/shapes") for line in lines)
+
+
+def test_the_example_in_the_readme_runs() -> None:
+    """The README's Python block, as it stands."""
+    block = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    names: dict[str, object] = {}
+    exec(block, names)
+    losses, results = names["losses"], names["results"]
+    assert isinstance(losses, dict)
+    assert set(losses) == {"loss_class", "loss_box", "loss_centerness", "loss_mask"}
+    assert isinstance(results, list)
+    assert set(results[0]) == {"boxes", "labels", "scores", "masks"}

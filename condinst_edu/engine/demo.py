@@ -20,7 +20,7 @@ from condinst_edu.datasets.coco import CocoDataset
 from condinst_edu.datasets.shapes_coco import write_shapes
 from condinst_edu.engine.checkpoint import plain
 from condinst_edu.engine.evaluate import evaluate, mask_ceiling
-from condinst_edu.engine.predict import COLORS, detect
+from condinst_edu.engine.predict import COLORS, MIN_SCORE, detect
 from condinst_edu.engine.recipe import Recipe
 from condinst_edu.engine.train import choose_threads, open_split, train
 from condinst_edu.errors import UserError
@@ -102,7 +102,7 @@ def fresh_run(out: Path) -> Path:
 
 def tell(console: Console, result: dict[str, Any], out: Path) -> None:
     """What was reached, against what could be, and what to do next."""
-    table = Table(title="Average precision on images that the model has not seen")
+    table = Table(title="AP on images it has not seen")
     for column in ("", "mask AP", "box AP"):
         table.add_column(column, justify="right" if column else "left")
     table.add_row("this model", f"{result['mask_ap']:.3f}", f"{result['box_ap']:.3f}")
@@ -111,7 +111,9 @@ def tell(console: Console, result: dict[str, Any], out: Path) -> None:
     console.print(f"Learned in {result['iterations']} iterations, {result['train_seconds']:.0f} s of training.")
     console.print(f"[bold]Look at {out / 'demo.png'}[/]: input, ground truth, prediction.\n")
     console.print("Next:", style="bold")
-    console.print(f"  condinst-edu predict PHOTO... --weights {out / 'run' / 'model.safetensors'} --out runs/predict")
+    weights = out / "run" / "model.safetensors"
+    console.print(f"  condinst-edu predict PHOTO... --weights {weights} --out runs/predict", soft_wrap=True)
+    console.print(f"  condinst-edu evaluate {weights}      AP in full, class by class", soft_wrap=True)
     console.print("  condinst-edu demo --minutes 10      more time, higher AP")
     console.print("  condinst-edu train --list           what else can be trained")
 
@@ -125,7 +127,7 @@ def draw_demo(model: nn.Module, dataset: CocoDataset, recipe: Recipe, path: Path
     for column in range(count):
         image, target = dataset[column]
         found = detect(model, image, plain(recipe))
-        found = {key: value[found["scores"] > 0.3] for key, value in found.items()}
+        found = {key: value[found["scores"] >= MIN_SCORE] for key, value in found.items()}
         show_instances(axes[0, column], image, {"masks": []}, [])
         show_instances(axes[1, column], image, target, dataset.class_names)
         show_instances(axes[2, column], image, found, dataset.class_names)

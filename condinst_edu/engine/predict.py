@@ -21,8 +21,12 @@ from condinst_edu.progress import progress_bar
 # Okabe and Ito's colours, which stay apart for colour-blind eyes.
 COLORS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF"]
 
+MIN_SCORE = 0.45  # what is drawn; the papers' panoptic results keep instances from there on
 
-def predict(trained: Trained, images: Sequence[Path], out: Path, min_score: float = 0.3, device: str = "cpu") -> Path:
+
+def predict(
+    trained: Trained, images: Sequence[Path], out: Path, min_score: float = MIN_SCORE, device: str = "cpu"
+) -> Path:
     """Segment photographs; writes one PNG each and results.json to `out`, and returns the latter's path.
 
     min_score: what is drawn; results.json holds all detections, `image_id` counting the photographs from 1, with

@@ -72,7 +72,7 @@ def train(
             if done % recipe.log_every == 0 or save_now:  # what is saved has been looked at
                 values = read_losses(losses, done, targets)
                 log.write({"iteration": done, "lr": optimizer.param_groups[0]["lr"], **values})
-                progress.update(task, note="  ".join(f"{name} {value:.3f}" for name, value in values.items()))
+                progress.update(task, note=" ".join(f"{name} {value:.2f}" for name, value in values.items()))
             progress.update(task, completed=done)
             if save_now:
                 save(done)
