@@ -170,7 +170,7 @@ def predict(arguments: list[str]) -> None:
 
         images: Positional[tuple[Path, ...]]
         """The photographs."""
-        weights: Path = Path("runs/demo/model.safetensors")
+        weights: Path = Path("runs/demo/run/model.safetensors")
         """A model.safetensors."""
         out: Path = Path("runs/predict")
         """Folder for the pictures and results.json."""
