@@ -174,7 +174,7 @@ def predict(arguments: list[str]) -> None:
         """A model.safetensors."""
         out: Path = Path("runs/predict")
         """Folder for the pictures and results.json."""
-        min_score: float = 0.45
+        min_score: float = 0.3
         """Draw what scores at least this."""
         device: str = "cpu"
         """Where to run: cpu, cuda, cuda:1, ..."""
@@ -211,6 +211,12 @@ def data(arguments: list[str]) -> None:
         """Fewest and most objects in an image."""
         object_size: tuple[float, float] = (18, 54)
         """Smallest and largest extent of an object in pixels."""
+        min_visible: float = 0.45
+        """Share of its own area that each object shows at least."""
+        dominated: float = 0.4
+        """Share of the images in which most objects are of one class."""
+        same_color: float = 1 / 3
+        """Share of the objects in a neighbour's colour."""
         noise: float = 0.035
         """Standard deviation of the pixel noise, white being 1."""
         jobs: int = 2
@@ -221,7 +227,8 @@ def data(arguments: list[str]) -> None:
     from condinst_edu.datasets.shapes_coco import write_shapes
 
     try:
-        config = ShapesConfig(options.size, options.objects, options.object_size, noise=options.noise)
+        shared = {f.name for f in fields(ShapesConfig)} & {f.name for f in fields(Data)}
+        config = ShapesConfig(**{name: getattr(options, name) for name in shared})
         write_shapes(options.out, options.train, options.val, options.seed, config, jobs=options.jobs)
     except ValueError as error:
         raise UserError(str(error)) from None

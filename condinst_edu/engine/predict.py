@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from torchvision.utils import draw_bounding_boxes
 
 from condinst_edu.datasets.batching import eval_image
 from condinst_edu.datasets.coco import read_image
@@ -21,12 +21,8 @@ from condinst_edu.progress import progress_bar
 # Okabe and Ito's colours, which stay apart for colour-blind eyes.
 COLORS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF"]
 
-MIN_SCORE = 0.45  # what is drawn; the papers' panoptic results keep instances from there on
 
-
-def predict(
-    trained: Trained, images: Sequence[Path], out: Path, min_score: float = MIN_SCORE, device: str = "cpu"
-) -> Path:
+def predict(trained: Trained, images: Sequence[Path], out: Path, min_score: float = 0.3, device: str = "cpu") -> Path:
     """Segment photographs; writes one PNG each and results.json to `out`, and returns the latter's path.
 
     min_score: what is drawn; results.json holds all detections, `image_id` counting the photographs from 1, with
@@ -73,7 +69,10 @@ def draw(image: Tensor, found: dict[str, Tensor], class_names: list[str], min_sc
         for label, score in zip(found["labels"][keep].tolist(), found["scores"][keep].tolist(), strict=True)
     ]
     if "masks" in found:
-        image = draw_segmentation_masks(image, found["masks"][keep], alpha=0.5, colors=colors)
+        painted = image.clone()
+        for mask, color in reversed(list(zip(found["masks"][keep], colors, strict=True))):  # the surest is on top
+            painted[:, mask] = torch.tensor(ImageColor.getrgb(color), dtype=torch.uint8)[:, None]
+        image = ((image.int() + painted.int()) // 2).to(torch.uint8)
     return draw_bounding_boxes(image, found["boxes"][keep], labels, colors=colors)
 
 
