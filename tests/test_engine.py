@@ -290,6 +290,10 @@ def test_drawing_changes_only_what_was_found() -> None:
     drawn = draw(image, found, ["star"], 0.5)
     assert (drawn[:, mask[0]] != 100).any()
     assert torch.equal(draw(image, found, ["star"], 0.95), image)
+    inside = (slice(None), 7, 10)  # away from the box and the text that are drawn over the mask
+    twice = {key: torch.cat([value, value]) for key, value in found.items()}
+    twice["scores"] = torch.tensor([0.9, 0.6])
+    assert torch.equal(draw(image, twice, ["star"], 0.5)[inside], drawn[inside])  # the surer one is on top
 
 
 def test_training_set_leaves_out_empty_images_and_held_out_set_does_not() -> None:
