@@ -1,6 +1,10 @@
 """The `condinst-edu` command. Its commands import what they need when they run, so that help is quick."""
 
+import contextlib
+import io
+import itertools
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -46,6 +50,9 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a folder that may not be read, a name that is too long, ...
+        print(f"condinst-edu: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("condinst-edu: interrupted", file=sys.stderr)
         return 130
@@ -53,8 +60,20 @@ def run(arguments: list[str]) -> int:
 
 
 def parse(options: type[Options], command: str, arguments: list[str], default: Options | None = None) -> Options:
+    """Options from the command line; UserError, in one sentence, for those that are not right."""
     extra: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(options, prog=f"condinst-edu {command}", args=arguments, **extra)
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(options, prog=f"condinst-edu {command}", args=arguments, **extra)
+    except SystemExit as error:
+        if error.code in (0, None):  # --help
+            raise
+        # tyro draws a box; what is wrong stands in its first part, above a line across.
+        rows = [re.sub(r"\x1b\[[0-9;]*m", "", row).strip("│ ") for row in box.getvalue().splitlines()[1:]]
+        said = " ".join(itertools.takewhile(lambda row: not row.startswith("─"), rows))
+        said = " ".join(said.split()) or "wrong options"
+        raise UserError(f"{said} (condinst-edu {command} --help lists the options)") from None
 
 
 # ----------------------------------------------------------------------------------------------------------- commands
@@ -65,7 +84,7 @@ def demo(arguments: list[str]) -> None:
     class Demo:
         """Write shapes, train a tiny CondInst on this machine, score it on held-out images, draw what it sees."""
 
-        minutes: float = 4.5
+        minutes: float = 4
         """Time to take in all; less time means fewer iterations and a lower AP."""
         out: Path = Path("runs/demo")
         """Where everything is written."""
@@ -111,7 +130,8 @@ def train(arguments: list[str]) -> None:
     from condinst_edu.engine.train import open_split
     from condinst_edu.engine.train import train as run_training
 
-    held_out = open_split(recipe, "val")  # before training, so that a mistake shows now
+    # Before training, so that a mistake shows now; labels mean what they mean in the training set.
+    held_out = open_split(recipe, "val", open_split(recipe, "train").category_ids)
     model = run_training(recipe, options.out, check_device(options.device))
     scores = evaluate.evaluate(
         model, held_out, short_side=recipe.test_short_side, max_size=recipe.max_size, device=options.device
@@ -145,6 +165,10 @@ def evaluate(arguments: list[str]) -> None:
     from condinst_edu.engine.checkpoint import load_model
 
     device = check_device(options.device)
+    if options.short_side is not None and options.short_side < 1:
+        raise UserError(f"--short-side is at least 1 pixel, not {options.short_side}")
+    if options.out is not None and (options.out.is_dir() or not options.out.name):
+        raise UserError(f"--out names a file, and {options.out} is a folder")
     trained = load_model(options.weights)
     recipe = trained.recipe
     data = options.data or Path(recipe["data"])
@@ -156,7 +180,7 @@ def evaluate(arguments: list[str]) -> None:
     scores = evaluate.evaluate(
         trained.model,
         dataset,
-        short_side=options.short_side or recipe["test_short_side"],
+        short_side=recipe["test_short_side"] if options.short_side is None else options.short_side,
         max_size=recipe["max_size"],
         device=device,
     )
@@ -246,7 +270,7 @@ def check_device(name: str) -> str:
     import torch
 
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return name

@@ -55,6 +55,10 @@ class BottomBranch(nn.Module):
         norm: Norm = "bn",
     ) -> None:
         super().__init__()
+        if num_levels < 1 or out_channels < 1:
+            raise ValueError(
+                f"the bottom branch has a level and a channel or more, not {num_levels} and {out_channels}"
+            )
         self.out_channels = out_channels
         self.refine = nn.ModuleList(conv_block(in_channels, channels, norm=norm) for _ in range(num_levels))
         blocks = [conv_block(channels, channels, norm=norm) for _ in range(convs)]

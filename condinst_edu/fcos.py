@@ -8,6 +8,7 @@ Legend: B images, L locations of all levels together, K classes, M objects of an
 N detections of an image. Distances are (left, top, right, bottom) from a location to the sides of a box.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from math import log
 from typing import Any, Literal, NamedTuple
@@ -379,6 +380,8 @@ class FCOS(nn.Module):
         head_levels = [level for level in levels if head_from is None or level >= head_from]
         if len(ranges) != len(head_levels) - 1:
             raise ValueError(f"{len(head_levels)} levels need {len(head_levels) - 1} ends of ranges, not {len(ranges)}")
+        if any(not a < b for a, b in itertools.pairwise((0, *ranges))):
+            raise ValueError(f"ranges must be rising numbers of pixels: {tuple(ranges)}")
         if center not in ("box", "mass"):
             raise ValueError(f"center must be 'box' or 'mass', not {center!r}")
         self.backbone: Backbone = build_backbone(backbone, **(backbone_options or {}))

@@ -64,6 +64,8 @@ class DynamicMaskHead(nn.Module):
         super().__init__()
         if coordinates not in ("relative", "absolute", "none"):
             raise ValueError(f"coordinates must be 'relative', 'absolute' or 'none', not {coordinates!r}")
+        if depth < 1 or width < 1:
+            raise ValueError(f"a mask head has a layer and a channel or more, not depth {depth} and width {width}")
         if coordinates == "none" and not use_features:
             raise ValueError("a mask head needs coordinates, features or both")
         self.coordinates, self.use_features, self.compiled = coordinates, use_features, compiled

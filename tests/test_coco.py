@@ -126,7 +126,7 @@ def test_missing_files(odd: Folder) -> None:
         (odd.images / f"{number}.png").unlink()
     with pytest.raises(UserError) as error:
         CocoDataset(odd.images, odd.annotations)
-    assert str(error.value) == f"2 of 5 images are missing in {odd.images}, first: 0.png"
+    assert str(error.value) == f"2 of 5 images are missing in {odd.images}, first: 0.png (skip_missing leaves them out)"
     dataset = CocoDataset(odd.images, odd.annotations, skip_missing=True)
     assert dataset.image_ids == [7, 5, 9]
     assert [len(dataset[i][1]["boxes"]) for i in range(3)] == [3, 0, 1]

@@ -50,7 +50,7 @@ def test_demo_fits_iterations_to_its_minutes(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(Enough):
             demo.run_demo(tmp_path, minutes)
     assert asked == pytest.approx([10 * (120 - demo.FINISH_SECONDS), 10 * (240 - demo.FINISH_SECONDS)], abs=20)
-    with pytest.raises(UserError, match="at least half a minute, not 0"):
+    with pytest.raises(UserError, match="at least half a minute and at most 10000, not 0"):
         demo.run_demo(tmp_path, 0)
 
 

@@ -1,5 +1,6 @@
 """Training, checkpoints and prediction on the written sample of shapes."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from condinst_edu.engine.checkpoint import load_model, load_run, load_state, save_model
-from condinst_edu.engine.predict import draw, predict
+from condinst_edu.engine.predict import draw, picture_names, predict
 from condinst_edu.engine.recipe import Recipe, build_model, override_model
 from condinst_edu.engine.train import build_optimizer, open_split, rate_factor, train
 from condinst_edu.errors import UserError
@@ -114,8 +116,8 @@ def test_a_checkpoint_of_another_run_is_refused(trained: tuple[Path, dict[str, T
     out, _ = trained
     with pytest.raises(UserError, match=r"belongs to another run: lr was 0\.\d+ and is now 0\.5"):
         train(tiny_recipe(lr=0.5), out, show_progress=False)
-    with pytest.raises(UserError, match="trained on other classes"):
-        load_run(out / "last.pt", tiny_recipe(), [7, 8])
+    with pytest.raises(UserError, match="trained on other images or classes"):
+        load_run(out / "last.pt", tiny_recipe(), {"category_ids": [7, 8]})
 
 
 @pytest.mark.parametrize("name", ["last.pt", "model.safetensors"])
@@ -124,7 +126,7 @@ def test_a_cut_off_checkpoint_is_refused(trained: tuple[Path, dict[str, Tensor]]
     for part in (whole[: len(whole) // 2], b"", b"nonsense"):
         (tmp_path / name).write_bytes(part)
         reads: dict[str, Callable[[Path], Any]] = {
-            "last.pt": lambda path: load_run(path, tiny_recipe(), [1, 2, 3, 4, 5]),
+            "last.pt": lambda path: load_run(path, tiny_recipe(), {}),
             "model.safetensors": load_model,
         }
         with pytest.raises(UserError, match="is no whole"):
@@ -138,7 +140,7 @@ def test_no_code_runs_from_a_checkpoint(tmp_path: Path) -> None:
 
     torch.save({"model": Evil()}, tmp_path / "last.pt")
     with pytest.raises(UserError, match="is no whole checkpoint"):
-        load_run(tmp_path / "last.pt", tiny_recipe(), [1])
+        load_run(tmp_path / "last.pt", tiny_recipe(), {})
     assert not (tmp_path / "ran").exists()
 
 
@@ -166,7 +168,7 @@ def test_a_checkpoint_of_another_model_names_the_tensor(
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no longer a number at iteration \d+ \(images \[\d+, \d+\]\)"):
-        train(tiny_recipe(lr=1e30, clip=0.0, optimizer="sgd", warmup=0.0), tmp_path, show_progress=False)
+        train(tiny_recipe(lr=1e9, clip=0.0, optimizer="sgd", warmup=0.0, save_every=9), tmp_path, show_progress=False)
 
 
 def test_rate_rises_and_falls() -> None:
@@ -212,9 +214,71 @@ def test_model_settings_reach_the_model() -> None:
         "factor=3": "factor must be",
         "head.depth=3": "unexpected keyword argument 'depth'",
         "num_classes=3": "no argument 'num_classes'",
+        "channels=abc": "channels is a number",
+        "mask_limit=true": "mask_limit is a number",
+        "mask_limit=True": "mask_limit is int",
+        "semantic=maybe": "semantic is bool",
+        "ranges=(64,32)": "rising",
+        "mask_head.depth=0": "a layer and a channel or more",
+        "backbone=timm:nope": "nope",
+        "backbone_options.widths=()": "cannot be built",
     }.items():
         with pytest.raises(UserError, match=sentence):
             build_model("condinst", 5, override_model(shapes_condinst(), (setting,)).model_args)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr": math.nan},
+        {"iterations": 0},
+        {"batch_size": 0},
+        {"log_every": 0},
+        {"flip": 3.0},
+        {"ema": 2.0},
+        {"seed": -1},
+        {"short_sides": (0,)},
+        {"test_short_side": -5},
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=next(iter(change))):
+        train(tiny_recipe(**change), tmp_path / "out", show_progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_metadata_is_refused(trained: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    for text in ("no json", "[1]", "{}", '{"category_ids": 5, "class_names": [], "recipe": {}}', "[" * 100_000):
+        safetensors.torch.save_file({"a": torch.ones(1)}, path, {"condinst_edu": text})
+        with pytest.raises(UserError, match="broken condinst_edu metadata"):
+            load_model(path)
+
+
+def test_a_damaged_checkpoint_never_ends_in_a_traceback(
+    trained: tuple[Path, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    whole = (trained[0] / "last.pt").read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        damaged = bytearray(whole)
+        for place in torch.randint(0, 3000, (3,), generator=generator).tolist():
+            damaged[place] ^= 0x55
+        (tmp_path / "last.pt").write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            train(tiny_recipe(), tmp_path, show_progress=False)
+
+
+def test_pictures_of_photographs_that_share_a_name(trained: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
+    assert picture_names([Path("a.png"), Path("b.jpg")]) == ["a.png", "b.png"]
+    names = picture_names([Path("a.png"), Path("x/A.png"), Path("a-1.png")])
+    assert names == ["001-a.png", "002-A.png", "003-a-1.png"]
+    photo = tmp_path / "p.png"
+    photo.write_bytes(next((SAMPLE / "val").glob("*.png")).read_bytes())
+    before = photo.read_bytes()
+    with pytest.raises(UserError, match="is one of the photographs"):
+        predict(load_model(trained[0] / "model.safetensors"), [photo], tmp_path)
+    assert photo.read_bytes() == before
 
 
 def test_files_are_whole_or_absent(tmp_path: Path) -> None:
@@ -244,11 +308,13 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "sys.path.insert(0, sys.argv[1])\n"
         "from test_engine import *\n"
-        "state = load_run(Path(sys.argv[2]) / 'last.pt', tiny_recipe(), [1, 2, 3, 4, 5])\n"
+        "from condinst_edu.engine.checkpoint import data_of\n"
+        "data = data_of(open_split(tiny_recipe(), 'train'))\n"
+        "state = load_run(Path(sys.argv[2]) / 'last.pt', tiny_recipe(), data)\n"
         "from condinst_edu.engine.checkpoint import save_run\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try:\n"
-        "    save_run(Path(sys.argv[2]) / 'last.pt', tiny_recipe(), [1, 2, 3, 4, 5], state)\n"
+        "    save_run(Path(sys.argv[2]) / 'last.pt', tiny_recipe(), data, state)\n"
         "except UserError as error:\n"
         "    print(error)\n"
     )
@@ -314,16 +380,22 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
     def start(out: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-c", code, str(Path(__file__).parent), str(out)])
 
+    def written(path: Path) -> int:
+        return path.stat().st_mtime_ns if path.exists() else 0
+
     assert start(tmp_path / "whole").wait() == 0
-    for kill in range(6):
-        process = start(tmp_path / "killed")
+    last = tmp_path / "killed" / "last.pt"
+    for kill in range(8):
+        before, process = written(last), start(tmp_path / "killed")
         deadline = time.monotonic() + 60
-        last = tmp_path / "killed" / "last.pt"
-        while process.poll() is None and not last.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.137 * kill)
+        while written(last) == before:  # it trains: every iteration writes a checkpoint
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(0.009 * kill)  # at another moment of the step and of the writing each time
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
     assert start(tmp_path / "killed").wait() == 0
     names = ("model.safetensors", "recipe.json")
     assert all((tmp_path / "killed" / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in names)
+    assert not list((tmp_path / "killed").glob(".*"))

@@ -457,6 +457,13 @@ def test_written_sample_is_not_ignored() -> None:
     assert not any(line.rstrip("/") in ("data", "data/shapes") for line in lines)
 
 
+def test_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert links
+    for link in links:
+        assert "://" in link or (ROOT / link).exists(), link
+
+
 def test_the_example_in_the_readme_runs() -> None:
     """The README's Python block, as it stands."""
     block = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as mask_utils
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -125,11 +125,11 @@ def decode_masks(counts: Sequence[bytes], size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(masks.transpose(2, 0, 1)).contiguous().view(torch.bool)
 
 
-def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
-    """An image file as (3, H, W) uint8 RGB, not rotated; grey, palette, 16-bit are converted, alpha is dropped.
+def read_image(path: str | Path, size: tuple[int, int] | None = None, upright: bool = False) -> Tensor:
+    """An image file as (3, H, W) uint8 RGB; grey, palette and 16-bit files are converted, alpha is dropped.
 
-    size: the (height, width) it must have, if known. Errors: UserError where it is missing, broken, far too large or of
-    another size.
+    size: the (height, width) it must have, if known; upright: turned as the camera was held, not as stored.
+    Errors: UserError where it is missing, broken, far too large or of another size.
     """
     try:
         with Image.open(path) as file:
@@ -140,7 +140,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
                 )
             if width * height > LARGEST_IMAGE:
                 raise UserError(f"{path} has {width * height} pixels, more than the {LARGEST_IMAGE} that are read.")
-            pixels = np.array(_to_rgb(file))  # (H, W, 3)
+            pixels = np.array(_to_rgb(ImageOps.exif_transpose(file) if upright else file))  # (H, W, 3)
     except UserError:
         raise
     except FileNotFoundError:
@@ -210,7 +210,7 @@ def _with_file(images: list[Item], folder: str, skip_missing: bool) -> list[Item
     first = next(image["file_name"] for image in images if image["id"] in missing)
     text = f"{len(missing)} of {len(images)} images are missing in {folder}, first: {first}"
     if not skip_missing:
-        raise UserError(f"{text} (--skip-missing trains without them)")
+        raise UserError(f"{text} (skip_missing leaves them out)")
     logger.warning("%s", text)
     return [image for image in images if image["id"] not in missing]
 

@@ -32,7 +32,7 @@ def read_json(path: str | Path) -> Any:
         cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
         what = "is cut off" if cut else f"is no valid JSON ({error.msg})"
         raise UserError(f"{path} {what} at line {error.lineno}, column {error.colno}.") from None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}.") from None
 
 
@@ -86,6 +86,8 @@ def _check_annotation(annotation: Item, known: dict[str, set[int]], where: str) 
     box = annotation.get("bbox")
     if not (isinstance(box, list) and len(box) == 4 and _all_finite(box) and box[2] >= 0 and box[3] >= 0):
         raise UserError(f"{where}: 'bbox' is four finite numbers x, y, width, height, not {_short(box)}.")
+    if "area" in annotation and not _all_finite([annotation["area"]]):
+        raise UserError(f"{where}: 'area' is a finite number, not {_short(annotation['area'])}.")
     if "segmentation" not in annotation:
         raise UserError(f"{where} has no 'segmentation': expected polygons or an RLE.")
 
@@ -112,7 +114,7 @@ def _unique_ids(items: list[Item], where: str) -> set[int]:
 
 
 def _all_finite(values: list[Any]) -> bool:
-    return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    return all(type(value) in (int, float) and abs(value) < math.inf for value in values)
 
 
 def _short(value: Any) -> str:

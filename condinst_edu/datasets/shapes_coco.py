@@ -76,7 +76,8 @@ def _is_written(out: Path, settings: Item) -> bool:
         return False
     try:
         found = json.loads((out / "shapes.json").read_text())
-    except (OSError, ValueError):
+        found = dict(found)
+    except (OSError, ValueError, TypeError, RecursionError):
         raise UserError(f"{out} holds something else than shapes: name a folder that is new or empty.") from None
     if found != settings:
         changed = next(name for name in settings if found.get(name) != settings[name])

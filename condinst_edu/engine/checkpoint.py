@@ -6,7 +6,7 @@ weights_only=True, the second holds tensors and a JSON text.
 
 import dataclasses
 import json
-import pickle
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from condinst_edu.datasets.coco import CocoDataset
 from condinst_edu.engine.recipe import Recipe, build_model
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
@@ -56,42 +57,61 @@ def load_model(path: Path) -> Trained:
         raise UserError(f"{path} is no whole safetensors file: {error}") from None
     if text is None:
         raise UserError(f"{path} has no condinst_edu metadata: it was not written by `condinst-edu train`")
-    facts = json.loads(text)
-    ids, names, recipe = facts["category_ids"], facts["class_names"], facts["recipe"]
-    args = dict(recipe["model_args"])
-    if "backbone_options" in args:  # the weights come from this file, not from where training started
-        args["backbone_options"] = {k: v for k, v in args["backbone_options"].items() if k != "weights"}
+    try:
+        facts = json.loads(text)
+        ids, names = [int(i) for i in facts["category_ids"]], [str(name) for name in facts["class_names"]]
+        recipe = {**plain(Recipe()), **facts["recipe"]}
+        args = dict(recipe["model_args"])
+        # The weights come from this file, not from where training started.
+        options = dict(args.get("backbone_options") or {})
+        args["backbone_options"] = {k: v for k, v in options.items() if k not in ("weights", "pretrained")}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path} has broken condinst_edu metadata ({type(error).__name__})") from None
+    if len(ids) != len(names):
+        raise UserError(f"{path} has broken condinst_edu metadata: {len(ids)} categories, {len(names)} names")
     model = build_model(recipe["model"], len(ids), args)
     load_state(model, tensors, path)
     return Trained(model.eval(), ids, names, recipe)
 
 
-def save_run(path: Path, recipe: Recipe, category_ids: list[int], state: Mapping[str, Any]) -> None:
-    """State of a run between two iterations, with what must not differ when it goes on."""
+def save_run(path: Path, recipe: Recipe, data: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """State of a run between two iterations, with what must not differ when it goes on: recipe and `data_of`."""
     with whole_file(path) as temporary:
         try:
-            torch.save({"recipe": plain(recipe), "category_ids": category_ids, **state}, temporary)
+            torch.save({"recipe": plain(recipe), "data": dict(data), **state}, temporary)
         except RuntimeError as error:  # how torch reports a full disk
             raise OSError(str(error).splitlines()[0]) from None
 
 
-def load_run(path: Path, recipe: Recipe, category_ids: list[int]) -> dict[str, Any]:
+def data_of(dataset: CocoDataset) -> dict[str, Any]:
+    """What a run depends on of its data: the categories and which images there are, in their order."""
+    images = json.dumps([dataset.image_ids, dataset.file_names]).encode()
+    return {"category_ids": dataset.category_ids, "images": len(dataset), "crc": zlib.crc32(images)}
+
+
+def load_run(path: Path, recipe: Recipe, data: Mapping[str, Any]) -> dict[str, Any]:
     """State of an interrupted run. Errors: UserError where it is broken or belongs to another recipe or data set."""
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle can raise anything; none of its code is run
         raise UserError(f"{path} is no whole checkpoint ({type(error).__name__} while reading it)") from None
-    if not isinstance(state, dict) or not {"recipe", "category_ids", "iteration", "model"} <= state.keys():
+    keys = {"recipe", "data", "iteration", "model", "averaged", "optimizer", "random"}
+    if not (isinstance(state, dict) and keys <= state.keys() and isinstance(state["recipe"], dict)):
         raise UserError(f"{path} is no checkpoint of `condinst-edu train`")
-    if state["category_ids"] != category_ids:
-        raise UserError(f"{path} was trained on other classes than this data has: {state['category_ids']}")
-    free = {"workers", "log_every", "save_every", "cache"}  # may change without changing the result
+    if state["data"] != dict(data):
+        raise UserError(
+            f"{path} was trained on other images or classes than this data has (another --out starts a new run)"
+        )
+    free = {"data", "workers", "log_every", "save_every", "cache"}  # may change without changing the result
     then, now = state["recipe"], plain(recipe)
     changed = [name for name in now if name not in free and then.get(name) != now[name]]
     if changed:
-        first = changed[0]
+        first, before, after = changed[0], then.get(changed[0]), now[changed[0]]
+        if isinstance(before, dict) and isinstance(after, dict):
+            inner = next(k for k in {**before, **after} if before.get(k) != after.get(k))
+            first, before, after = f"{first}.{inner}", before.get(inner), after.get(inner)
         raise UserError(
-            f"{path} belongs to another run: {first} was {then.get(first)!r} and is now {now[first]!r} "
+            f"{path} belongs to another run: {first} was {before!r} and is now {after!r} "
             "(another --out starts a new run)"
         )
     return state

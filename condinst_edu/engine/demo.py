@@ -5,7 +5,6 @@ The schedule goes by iterations: how many fit is worked out from the speed of a 
 
 import dataclasses
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -38,8 +37,10 @@ def run_demo(out: Path, minutes: float, seed: int = 0, iterations: int | None = 
 
     iterations: as many, whatever time they take.
     """
-    if minutes < 0.5:
-        raise UserError(f"the demo needs at least half a minute, not {minutes:g}")
+    if not 0.5 <= minutes <= 10_000:
+        raise UserError(f"the demo needs at least half a minute and at most 10000, not {minutes:g}")
+    if seed < 0 or (iterations is not None and iterations < 1):
+        raise UserError(f"the seed is at least 0 and there is an iteration or more, not {seed} and {iterations}")
     begin = time.monotonic()
     console = Console()
     writable_folder(out)
@@ -98,9 +99,10 @@ def score(model: nn.Module, held_out: CocoDataset) -> dict[str, Any]:
 
 
 def fresh_run(out: Path) -> Path:
-    """The folder for the training run, without what an earlier demo left in it."""
+    """The folder for the training run, without what an earlier demo wrote there."""
     run = out / "run"
-    shutil.rmtree(run, ignore_errors=True)
+    for name in ("last.pt", "log.jsonl", "recipe.json", "model.safetensors"):
+        (run / name).unlink(missing_ok=True)
     return run
 
 

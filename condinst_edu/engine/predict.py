@@ -25,24 +25,29 @@ COLORS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC
 def predict(trained: Trained, images: Sequence[Path], out: Path, min_score: float = 0.3, device: str = "cpu") -> Path:
     """Segment photographs; writes one PNG each and results.json to `out`, and returns the latter's path.
 
-    min_score: what is drawn; results.json holds all detections, `image_id` counting the photographs from 1, with
-    `file_name` beside it. Errors: UserError for an unreadable photograph (nothing of it is written) or folder.
+    min_score: what is drawn; results.json holds all detections, in pixels of the upright photograph, `image_id`
+    counting the photographs from 1, with `file_name` beside it.
+    Errors: UserError for an unreadable photograph (nothing of it is written) or folder.
     """
     for path in images:
         if not path.is_file():
             raise UserError(f"no such image: {path}")
+    names = picture_names(images)
+    for name in names:
+        if (out / name).resolve() in {path.resolve() for path in images}:
+            raise UserError(f"{out / name} is one of the photographs: name another folder to write to")
     writable_folder(out)
     model = trained.model.to(device)
     results: list[dict[str, Any]] = []
     with progress_bar() as progress:
         task = progress.add_task("predicting", total=len(images), note="")
-        for number, path in enumerate(images, start=1):
-            image = read_image(path)
+        for number, (path, name) in enumerate(zip(images, names, strict=True), start=1):
+            image = read_image(path, upright=True)
             found = detect(model, image, trained.recipe, device)
             found_here = encode_results(found, number, trained.category_ids)
             results += [{**result, "file_name": path.name} for result in found_here]
             picture = draw(image, found, trained.class_names, min_score)
-            with whole_file(out / picture_name(number, path, images)) as temporary:
+            with whole_file(out / name) as temporary:
                 Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary, format="png")
             progress.update(task, completed=number, note=path.name)
     with whole_file(out / "results.json") as temporary:
@@ -76,7 +81,9 @@ def draw(image: Tensor, found: dict[str, Tensor], class_names: list[str], min_sc
     return draw_bounding_boxes(image, found["boxes"][keep], labels, colors=colors)
 
 
-def picture_name(number: int, path: Path, images: Sequence[Path]) -> str:
-    """The photograph's own name with .png, with its number where two photographs share a name."""
-    shared = sum(other.stem == path.stem for other in images) > 1
-    return f"{path.stem}-{number}.png" if shared else f"{path.stem}.png"
+def picture_names(images: Sequence[Path]) -> list[str]:
+    """The photographs' own names with .png; all with their number in front where two would share one."""
+    stems = [path.stem for path in images]
+    if len({stem.lower() for stem in stems}) == len(stems):
+        return [f"{stem}.png" for stem in stems]
+    return [f"{number:03}-{stem}.png" for number, stem in enumerate(stems, start=1)]

@@ -94,24 +94,62 @@ def build_model(model: str, num_classes: int, model_args: dict[str, Any]) -> nn.
     check_model_args(model, model_args)
     try:
         return MODELS[model](num_classes=num_classes, **model_args)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the model {model} cannot be built with these arguments: {error}") from None
     except URLError as error:
         raise UserError(
             f"the backbone's pre-trained weights cannot be fetched ({error.reason}); "
             "--set backbone_options.weights=None starts from random ones"
         ) from None
+    except Exception as error:  # arguments go as far as torch and timm, which raise all kinds
+        raise UserError(f"the model {model} cannot be built with these arguments: {error}") from None
 
 
 def check_model_args(model: str, model_args: dict[str, Any]) -> None:
-    """UserError where an argument's name is no parameter of the model."""
-    known = set(inspect.signature(MODELS[model]).parameters)
+    """UserError where an argument is no parameter of the model, or no number where the model has one."""
+    known = dict(inspect.signature(MODELS[model]).parameters)
     if model == "condinst":  # hands what it does not know itself to FCOS
-        known = (known | set(inspect.signature(FCOS).parameters)) - {"fcos"}
-    known -= {"num_classes"}
-    for name in model_args:
+        known = {**inspect.signature(FCOS).parameters, **known}
+    known = {name: p for name, p in known.items() if name not in ("num_classes", "fcos")}
+    for name, value in model_args.items():
         if name not in known:
             raise UserError(f"{model} has no argument {name!r}; it has {', '.join(sorted(known))}")
+        default = known[name].default
+        if isinstance(default, bool) != isinstance(value, bool) and isinstance(default, bool | int | float):
+            raise UserError(
+                f"the model's argument {name} is {type(default).__name__}, for example {default}: not {value!r}"
+            )
+        if isinstance(default, int | float) and not isinstance(value, int | float):
+            raise UserError(f"the model's argument {name} is a number, for example {default}: not {value!r}")
+
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "workers": (0, 1024),
+    "test_short_side": (1, 1e5),
+    "max_size": (1, 1e5),
+    "flip": (0, 1),
+    "vertical_flip": (0, 1),
+    "iterations": (1, 1e9),
+    "batch_size": (1, 1e5),
+    "lr": (0, 1e9),
+    "momentum": (0, 0.9999),
+    "weight_decay": (0, 1e3),
+    "clip": (0, 1e9),
+    "warmup": (0, 1),
+    "warmup_factor": (0, 1),
+    "ema": (0, 0.999999),
+    "seed": (0, 2**32 - 1),
+    "log_every": (1, 1e9),
+    "save_every": (1, 1e9),
+}
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """UserError for the first number that makes no sense."""
+    for name, (low, high) in LIMITS.items():
+        value = getattr(recipe, name)
+        if value is not None and not low <= value <= high:  # nan is in no interval
+            raise UserError(f"{name} is between {low:g} and {high:g}, not {value}")
+    if any(side < 1 for side in recipe.short_sides):
+        raise UserError(f"short_sides are pixels, at least 1 each, not {recipe.short_sides}")
 
 
 def override_model(recipe: Recipe, settings: tuple[str, ...]) -> Recipe:

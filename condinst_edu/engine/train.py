@@ -21,8 +21,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from condinst_edu.datasets.batching import TrainLoader, build_train_loader
 from condinst_edu.datasets.coco import CocoDataset
 from condinst_edu.datasets.transforms import TrainTransform
-from condinst_edu.engine.checkpoint import load_run, plain, save_model, save_run
-from condinst_edu.engine.recipe import Recipe, build_model
+from condinst_edu.engine.checkpoint import data_of, load_run, load_state, plain, save_model, save_run
+from condinst_edu.engine.recipe import Recipe, build_model, check_recipe
 from condinst_edu.errors import UserError
 from condinst_edu.files import cannot_write, whole_file, writable_folder
 from condinst_edu.progress import progress_bar
@@ -39,6 +39,7 @@ def train(
     exists already, the run goes on from it. on_step(iterations done, model to use) is called after every step.
     Errors: UserError where data, arguments or `out` are not right, or the loss is no longer a number.
     """
+    check_recipe(recipe)
     writable_folder(out)
     dataset = open_split(recipe, "train")
     torch.manual_seed(recipe.seed)
@@ -49,14 +50,17 @@ def train(
     optimizer = build_optimizer(model, recipe)
     start = 0
     if (out / "last.pt").exists():
-        start = resume(out / "last.pt", recipe, dataset.category_ids, model, averaged, optimizer)
+        start = resume(out / "last.pt", recipe, dataset, model, averaged, optimizer)
     with whole_file(out / "recipe.json") as temporary:
         temporary.write_text(json.dumps(plain(recipe), indent=2))
 
     def save(iteration: int) -> None:
         state = {"iteration": iteration, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        state |= {"averaged": averaged.state_dict() if averaged is not None else None, "random": torch.get_rng_state()}
-        save_run(out / "last.pt", recipe, dataset.category_ids, state)
+        state |= {"averaged": averaged.state_dict() if averaged is not None else None}
+        state["random"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+        if not all(bool(p.isfinite().all()) for p in model.parameters()):
+            raise UserError(f"the weights are no longer numbers at iteration {iteration}: a lower --lr may help")
+        save_run(out / "last.pt", recipe, data_of(dataset), state)
 
     log = Log(out / "log.jsonl", start)
     batches = train_batches(recipe, dataset, model, start, recipe.iterations)
@@ -69,7 +73,7 @@ def train(
                 averaged.update_parameters(model)
             done = iteration + 1
             save_now = done % recipe.save_every == 0 or done == recipe.iterations
-            if done % recipe.log_every == 0 or save_now:  # what is saved has been looked at
+            if done % recipe.log_every == 0 or save_now:
                 values = read_losses(losses, done, targets)
                 log.write({"iteration": done, "lr": optimizer.param_groups[0]["lr"], **values})
                 progress.update(task, note=" ".join(f"{name} {value:.2f}" for name, value in values.items()))
@@ -134,19 +138,24 @@ def average(model: nn.Module, decay: float) -> AveragedModel:
 def resume(
     path: Path,
     recipe: Recipe,
-    category_ids: list[int],
+    dataset: CocoDataset,
     model: nn.Module,
     averaged: AveragedModel | None,
     optimizer: torch.optim.Optimizer,
 ) -> int:
     """Fill everything from a checkpoint; returns the number of iterations done."""
-    state = load_run(path, recipe, category_ids)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    state = load_run(path, recipe, data_of(dataset))
+    load_state(model, state["model"], path)
     if averaged is not None:
-        averaged.load_state_dict(state["averaged"])
-    torch.set_rng_state(state["random"])
-    return state["iteration"]
+        load_state(averaged, state["averaged"], path)
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"][0])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random"][1:])
+        return int(state["iteration"])
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        raise UserError(f"{path} is no whole checkpoint ({type(error).__name__} while reading it)") from None
 
 
 def open_split(recipe: Recipe, split: str, category_ids: list[int] | None = None) -> CocoDataset:
@@ -196,10 +205,18 @@ class Log:
 
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
-        lines = path.read_text().splitlines() if path.exists() and start else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["iteration"] <= start]
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() and start else []
+        kept = [line for line in lines if 0 <= self.iteration(line) <= start]
         with whole_file(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
+
+    @staticmethod
+    def iteration(line: str) -> int:
+        """The iteration that a line is of; -1 for one that is cut off."""
+        try:
+            return int(json.loads(line)["iteration"])
+        except (ValueError, TypeError, KeyError):
+            return -1
 
     def write(self, values: dict[str, float]) -> None:
         try:
@@ -224,12 +241,13 @@ def probe_rate(recipe: Recipe, steps: int = 6) -> float:
 
 
 def choose_threads(recipe: Recipe) -> float:
-    """Set torch's number of threads to one or all, whichever trains faster just now; returns iterations per second.
+    """Set torch's number of threads to one, two or all, whichever is fastest just now; returns iterations per second.
 
     On a busy machine several threads that wait for each other are many times slower than one.
     """
     rates = {}
-    for threads in sorted({1, torch.get_num_threads()}):
+    most = torch.get_num_threads()
+    for threads in sorted({1, min(2, most), most}):
         torch.set_num_threads(threads)
         rates[threads] = probe_rate(recipe)
     torch.set_num_threads(max(rates, key=rates.__getitem__))
