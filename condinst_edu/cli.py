@@ -26,6 +26,8 @@ USAGE = """usage: condinst-edu COMMAND [options]     (condinst-edu COMMAND --hel
   predict    segment photographs:  condinst-edu predict PHOTO... --weights FILE --out DIR
   data       write the shapes data set as COCO files:  condinst-edu data shapes --out DIR
   bench      measure speed, as ratios within one run:  condinst-edu bench mask-head
+  reproduce  a paper's table at small scale:  condinst-edu reproduce condinst:table-3
+  trace      where the papers' equations and tables are in the code:  condinst-edu trace [condinst:eq-2]
 """
 
 
@@ -265,6 +267,52 @@ def bench(arguments: list[str]) -> None:
     run_bench(parse(Bench, "bench", arguments))
 
 
+def reproduce(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Reproduce:
+        """Train the rows of a paper's table at small scale and print them under the paper's."""
+
+        table: Positional[tuple[str, ...]]
+        """PAPER:TABLE, for example condinst:table-3."""
+        seeds: int = 1
+        """Trainings of each row, from seed 0 on."""
+        iterations: int = 1000
+        """Of each training: a minute or two on a laptop."""
+        data: Path = Path("data/shapes-full")
+        """Folder of the shapes; written if it is not there."""
+        out: Path = Path("runs/reproduce")
+        """Folder for the trained models and the result as JSON."""
+        device: str = "cpu"
+        """Where to run: cpu, cuda, cuda:1, ..."""
+        set: UseAppendAction[tuple[str, ...]] = ()
+        """Replace an argument of every row's model, KEY=VALUE, as in train; may be repeated."""
+
+    options = parse(Reproduce, "reproduce", arguments)
+    from condinst_edu.papers.reproduce import Settings
+    from condinst_edu.papers.reproduce import reproduce as run_reproduction
+
+    device = check_device(options.device)
+    settings = Settings(options.seeds, options.iterations, options.data, options.out, device, options.set)
+    run_reproduction(" ".join(options.table), settings)
+
+
+def trace(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Trace:
+        """Where the equations, rules and tables of the papers are in the code."""
+
+        id: Positional[tuple[str, ...]] = ()
+        """One of them in full, for example condinst:eq-2; all of them without it."""
+
+    options = parse(Trace, "trace", arguments)
+    from condinst_edu.papers.trace import show_item, show_trace
+
+    if options.id:
+        show_item(" ".join(options.id))
+    else:
+        show_trace()
+
+
 def check_device(name: str) -> str:
     """The device's name, if torch can use it here."""
     import torch
@@ -287,4 +335,6 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "predict": predict,
     "data": data,
     "bench": bench,
+    "reproduce": reproduce,
+    "trace": trace,
 }

@@ -1,0 +1,90 @@
+"""What the project answers for in DR1Mask."""
+
+from condinst_edu.papers.forms import Item
+
+ITEMS = (
+    Item(
+        id="dr1mask:eq-1",
+        title="A weight matrix times a matrix of rank one",
+        section="2",
+        formula=r"W' = W \circ M, \quad M = b a^\top, \quad W, M \in \mathbb{R}^{m \times d}",
+    ),
+    Item(
+        id="dr1mask:eq-2",
+        title="DR1Conv with a 1x1 kernel: other factors at every position",
+        section="3.1",
+        formula=r"y_{hw} = W'_{hw} x_{hw} = \left(W (x_{hw} \circ a_{hw})\right) \circ b_{hw}",
+    ),
+    Item(
+        id="dr1mask:eq-3",
+        title="DR1Conv with any kernel",
+        section="3.1",
+        formula=(
+            r"y_{hw} = \sum_j \sum_k \big(W[j, k] (X[h - j, w - k] \circ A[h - j, w - k])"
+            r" \circ B[h - j, w - k]\big)"
+        ),
+    ),
+    Item(
+        id="dr1mask:eq-4",
+        title="DR1Conv over the whole map, in parallel",
+        section="3.1",
+        formula=r"Y = \mathrm{DR1Conv}_{A,B}(X) = \mathrm{Conv}(X \circ A) \circ B",
+    ),
+    Item(
+        id="dr1mask:eq-5",
+        title="Top layer: context features and instance embeddings from a tower of FCOS",
+        section="3.2.1",
+        formula=r"\{C_l, E_l\} = \mathrm{Top}(\mathrm{Tower}(P_l)), \quad l = 3, \dots, 7",
+    ),
+    Item(
+        id="dr1mask:eq-6",
+        title="DR1Basis: from the coarsest level to the finest, a DR1Conv at each",
+        section="3.2.2",
+        formula=(
+            r"F_l = \mathrm{DR1Conv}_{A_l,B_l}\left(\mathrm{Conv}_{3 \times 3}(P_l)"
+            r" + \uparrow_2(F_{l+1})\right), \quad F_8 = 0"
+        ),
+    ),
+    Item(
+        id="dr1mask:eq-7",
+        title="An instance's own 1x1 convolution takes its crop of the bases from D channels to K",
+        section="3.2.3",
+        formula=r"R'^{(i)} = t^{(i)} * R^{(i)}",
+    ),
+    Item(
+        id="dr1mask:eq-8",
+        title="Factored attention: shared factors, an instance's own diagonal",
+        section="3.2.3",
+        formula=r"Q_k^{(i)} = U_k^\top \Sigma_k^{(i)} V_k",
+    ),
+    Item(
+        id="dr1mask:eq-9",
+        title="Dynamic weights of the panoptic layer: mean embeddings, one per instance",
+        section="3.3",
+        formula=(
+            r"W^{thing} = [\bar e_1, \bar e_2, \dots, \bar e_{C_{thing}}],"
+            r" \quad \bar e_c = \frac{1}{N_c} \sum_n e_n"
+        ),
+    ),
+    Item(
+        id="dr1mask:panoptic-layer",
+        title="Panoptic logits: one matrix product with static and dynamic weights",
+        section="3.3",
+        formula=r"Y_{pano} = W_{pano}^\top F, \quad W_{pano} = [W_{stuff}, W_{thing}]",
+    ),
+    Item(
+        id="dr1mask:aligned-upsampling",
+        title="Input sizes divisible by 4 only; upsampled features are cropped on the right and at the bottom",
+        section="3.3",
+        symbols=("condinst_edu.layers.upsample.aligned_upsample",),
+    ),
+    Item(id="dr1mask:table-1", title="The factors A and B", section="4.2", miniature=True),
+    Item(id="dr1mask:table-2", title="The factors A and B, panoptic", section="4.2", miniature=True),
+    Item(id="dr1mask:table-3", title="Where the context is computed", section="4.2", miniature=True),
+    Item(id="dr1mask:table-4", title="Vector, full and factored attention", section="4.2", miniature=True),
+    Item(id="dr1mask:table-5", title="Padding of the input", section="4.2", miniature=True),
+    Item(id="dr1mask:table-6", title="Width of DR1Basis", section="4.2", miniature=True),
+    Item(id="dr1mask:table-7", title="Vector and factored attention, panoptic", section="4.2", miniature=True),
+    Item(id="dr1mask:table-8", title="Instance segmentation on COCO", section="4.3"),
+    Item(id="dr1mask:table-9", title="Panoptic segmentation on COCO", section="4.3"),
+)

@@ -1,0 +1,47 @@
+"""What the project answers for in the tutorial slides of the FCOS family."""
+
+from condinst_edu.papers.forms import Item
+
+ITEMS = (
+    Item(
+        id="slides:fcos-ambiguity",
+        title="Locations in several boxes: most boxes that overlap go to different FPN levels",
+        section="FCOS",
+        symbols=("condinst_edu.fcos.assign_targets",),
+    ),
+    Item(id="slides:fcos-recall", title="FPN levels raise the best possible recall", section="FCOS"),
+    Item(
+        id="slides:centerness",
+        title="Centre-ness: how near a location is to the middle of its box",
+        section="FCOS",
+        formula=(r"\sqrt{\frac{\min(l, r)}{\max(l, r)} \cdot \frac{\min(t, b)}{\max(t, b)}}"),
+        symbols=("condinst_edu.fcos.centerness",),
+    ),
+    Item(
+        id="slides:blendmask-blender",
+        title="Blender: 4 bases of 56x56, attention resized to 56x56, a sum weighted by softmax",
+        section="BlendMask",
+    ),
+    Item(id="slides:yolact-vector", title="YOLACT as a blender: attention of 1x1", section="BlendMask"),
+    Item(id="slides:fcis", title="FCIS as a blender: one-hot attention", section="BlendMask"),
+    Item(
+        id="slides:solo-grid",
+        title="SOLO: the mask of grid cell (i, j) is channel k",
+        section="SOLO",
+        formula=r"k = i \cdot S + j",
+    ),
+    Item(
+        id="slides:solo-losses",
+        title="SOLO's losses: focal for the classes, dice for the masks",
+        section="SOLO",
+    ),
+    Item(id="slides:solo-coordconv", title="SOLO's mask branch reads coordinates in [-1, 1]", section="SOLO"),
+    Item(id="slides:solo-levels", title="SOLO on several levels of the pyramid", section="SOLO"),
+    Item(id="slides:solo-grid-number", title="SOLO with grids of other sizes", section="SOLO", miniature=True),
+    Item(
+        id="slides:decoupled-solo",
+        title="Decoupled SOLO: a mask is the product of its row's and its column's",
+        section="SOLO",
+        formula=r"p(k) = p(i)\, p(j)",
+    ),
+)

@@ -1,0 +1,176 @@
+"""What the papers package holds: no cited id is missing, no mapped code is lost, figures are as printed."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+import condinst_edu.condinst
+from condinst_edu.errors import UserError
+from condinst_edu.papers import ERRATA, ITEMS, TABLES, item, table
+from condinst_edu.papers.forms import Cell, Table
+from condinst_edu.papers.items import lost_symbols, resolve
+
+PAPERS = Path(os.environ.get("CONDINST_PAPERS", ROOT.parent / "shared" / "papers"))
+FILES = {"condinst": "000", "condinst-eccv": "001", "dr1mask": "002", "adaptis": "003"}
+PACKAGE = ROOT / "condinst_edu"
+CITED = re.compile(r"\b(?:condinst|condinst-eccv|dr1mask|adaptis|slides):[a-z][a-z0-9.-]*[a-z0-9]")
+
+
+# ---------------------------------------------------------------------------------------------------------------- ids
+
+
+def citations() -> dict[str, str]:
+    """Every id that the package cites, and a file that does; ids of errata are not ids of items."""
+    files = [path for path in PACKAGE.rglob("*.py") if path.name != "errata.py"]
+    return {name: path.name for path in files for name in CITED.findall(path.read_text())}
+
+
+def test_every_cited_id_exists() -> None:
+    cited = citations()
+    assert len(cited) > 15  # the pattern finds what docstrings cite
+    assert {name: file for name, file in cited.items() if name not in ITEMS} == {}
+
+
+def test_every_id_names_its_paper_and_every_table_has_an_id() -> None:
+    for key, entry in ITEMS.items():
+        assert entry.id == key
+        assert CITED.fullmatch(key), key
+        assert entry.title
+        assert entry.section
+    assert set(TABLES) <= set(ITEMS)
+    without = {key for key in ITEMS if ":table-" in key and key not in TABLES}
+    assert without == {"condinst-eccv:table-1"}  # it is 1a and 1b
+
+
+def test_mapped_symbols_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lost_symbols(ITEMS.values()) == []
+    monkeypatch.delattr(condinst_edu.condinst, "mask_nms")  # as if it had been renamed
+    lost = ["condinst:table-5", "condinst-eccv:table-5"]
+    assert lost_symbols(ITEMS.values()) == [f"{id} -> condinst_edu.condinst.mask_nms" for id in lost]
+
+
+def test_docstrings_and_map_agree() -> None:
+    """Code whose docstring names an id as its source, and that the id's entry maps: at least one per mapped id."""
+    for entry in ITEMS.values():
+        if not entry.symbols or ":table-" in entry.id or entry.id.startswith("condinst-eccv"):
+            continue
+        docs = [resolve(symbol).__doc__ or "" for symbol in entry.symbols]
+        if entry.id != "slides:fcos-ambiguity":  # the slides only count what this does
+            assert any(entry.id in doc for doc in docs), entry.id
+
+
+def test_lookup() -> None:
+    assert item("condinst:eq-2") is item("condinst eq-2") is item(" CondInst  EQ-2 ")
+    assert "frac" in item("condinst:eq-2").formula
+    with pytest.raises(UserError, match=r"no 'condinst:eq-3' in the papers: did you mean condinst:eq-[12] or"):
+        item("condinst:eq-3")
+    with pytest.raises(UserError, match=r"an id looks like condinst:eq-1 "):
+        item("zzz")
+    assert table("condinst table-3").value("AP", relative=True, features=True) == 35.6
+    with pytest.raises(UserError, match="condinst:eq-2 is no table with figures"):
+        table("condinst:eq-2")
+    with pytest.raises(ValueError, match="no number but None"):
+        table("condinst:table-7").value("AP", backbone="R-50", method="CondInst-RT shtw.")
+
+
+@pytest.mark.skipif(not (PAPERS / "README.md").exists(), reason=f"the papers' texts are not in {PAPERS}")
+def test_every_id_of_the_list_is_there() -> None:
+    text = (PAPERS / "README.md").read_text().split("## What must be traceable")[1].split("## Errata leads")[0]
+    asked = set()
+    for paragraph in re.split(r"\n\s*\n", text):
+        head = re.match(r"\*\*([a-z0-9-]+)\*\* - ", paragraph)
+        if head is None or head[1] == "condinst-eccv":  # prose there
+            continue
+        words = re.sub(r"\([^()]*(?:\([^()]*\)[^()]*)*\)", "", paragraph[head.end() :])
+        for part in words.replace(":", ",").split(","):
+            name = (re.findall(r"[a-z][a-z0-9.-]*", part) or [""])[0].rstrip(".")
+            if name == "table-2..6":
+                asked |= {f"{head[1]}:table-{n}" for n in range(2, 7)}
+            elif "-" in name or name in ("locations", "controller", "upsampling", "inference", "adain", "nfl", "focal"):
+                asked.add(f"{head[1]}:{name}")
+    assert len(asked) > 65
+    assert asked - set(ITEMS) - {"adaptis:object-level"} == set()
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def numbers(text: str) -> list[float]:
+    """All numbers of a line, fractions left out."""
+    return [float(n) for n in re.findall(r"(?<![\w./-])\d+(?:\.\d+)?(?![\w/])", text.replace("%", " "))]
+
+
+def figures(row: tuple[Cell, ...]) -> list[float]:
+    return [float(cell) for cell in row if isinstance(cell, int | float) and not isinstance(cell, bool)]
+
+
+def is_printed(row: tuple[Cell, ...], line: str) -> bool:
+    """Whether the line ends in the row's figures, all of them, in order; references in brackets do not count."""
+    found = numbers(re.sub(r"\[\d+\]", "", line))
+    ours = figures(row)
+    return bool(ours) and found[len(found) - len(ours) :] == ours
+
+
+def lines_after(lines: list[str], entry: Table) -> Iterator[int]:
+    """For each row with figures, the line where it is printed; each within a few lines of the one before."""
+    rows = [row for row in entry.rows if figures(row)]
+    starts = [i for i, line in enumerate(lines) if is_printed(rows[0], line)]
+    for start in starts:
+        place, places = start, [start]
+        for row in rows[1:]:
+            near = [i for i in range(place + 1, min(place + 5, len(lines))) if is_printed(row, lines[i])]
+            if not near:
+                break
+            place = near[0]
+            places.append(place)
+        if len(places) == len(rows):
+            yield from places
+            return
+
+
+@pytest.mark.skipif(not PAPERS.exists(), reason=f"the papers' texts are not in {PAPERS}")
+@pytest.mark.parametrize("name", TABLES)
+def test_figures_are_as_printed(name: str) -> None:
+    entry = TABLES[name]
+    (path,) = PAPERS.glob(f"{FILES[name.split(':')[0]]}_*.txt")
+    lines = path.read_text().splitlines()
+    places = list(lines_after(lines, entry))
+    assert len(places) == sum(bool(figures(row)) for row in entry.rows), f"{name} is not printed so"
+    for row, place in zip([row for row in entry.rows if figures(row)], places, strict=True):
+        if "\t" in lines[place]:
+            ticks = [cell.strip() == "✓" for cell in lines[place].split("\t")]
+            assert len(ticks) == len(entry.columns)
+            for cell, ticked in zip(row, ticks, strict=True):
+                assert not isinstance(cell, bool) or name == "adaptis:table-7" or cell == ticked
+
+
+def test_tables_are_whole() -> None:
+    for entry in TABLES.values():
+        assert all(len(row) == len(entry.columns) for row in entry.rows), entry.id
+        assert len(set(entry.names)) == len(entry.names), entry.id
+        assert entry.caption
+        for row in entry.rows:
+            for column, cell in zip(entry.columns, row, strict=True):
+                assert column.unit != "%" or cell is None or 0 < float(cell) < 100, (entry.id, column)
+
+
+# ------------------------------------------------------------------------------------------------------------- errata
+
+
+@pytest.mark.parametrize("name", ERRATA)
+def test_erratum_has_a_witness(name: str) -> None:
+    erratum = ERRATA[name]
+    assert erratum.witness() is True
+    assert set(erratum.items) <= set(ITEMS)
+    assert erratum.status in ("confirmed", "refuted", "we differ", "open")
+
+
+def test_a_witness_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Table 5's default row changed, the witness of Tables 1a and 1b no longer holds."""
+    other = TABLES["condinst-eccv:table-5"]
+    monkeypatch.setitem(TABLES, "condinst:table-5", other)
+    assert not ERRATA["condinst:table-1a-1b"].witness()
