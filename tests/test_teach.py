@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import seeded
+from helpers import ROOT, seeded
 from torch import Tensor
 
 from condinst_edu import fcos
@@ -140,7 +140,10 @@ def test_careless_answers(exercise: Exercise) -> None:
         assert not result.passed
         assert not result.attempted
         assert result.message == "not attempted yet"
-    assert "ZeroDivisionError" in fails(exercise, lambda *args: 1 / 0).message
+    message = fails(exercise, lambda *args: torch.cat([torch.zeros(2), torch.zeros(2, 2)])).message
+    assert "RuntimeError" in message
+    assert "of <lambda>)" in message
+    assert "TypeError" in fails(exercise, lambda: None).message  # takes no arguments
     for nonsense in ("text", (), torch.zeros(1, 1, 1, 1, 1), {"x": 1}):
         fails(exercise, lambda *args, nonsense=nonsense: nonsense)
 
@@ -310,3 +313,9 @@ def test_run_lengths_are_cocos() -> None:
         mask = torch.rand(7, 12, generator=seeded(i)) < 0.5
         packed = mask_utils.frPyObjects({"size": [7, 12], "counts": rle_counts(mask)}, 7, 12)
         assert json.loads(json.dumps(np.asarray(mask_utils.decode(packed)).tolist())) == mask.int().tolist()
+
+
+def test_ideas_do_not_import_teach() -> None:
+    ideas = [*(ROOT / "condinst_edu").glob("*.py"), *(ROOT / "condinst_edu" / "layers").glob("*.py")]
+    tools = {"cli.py", "bench.py", "doctor.py"}
+    assert not [p.name for p in ideas if p.name not in tools and "condinst_edu.teach" in p.read_text()]

@@ -71,7 +71,9 @@ def judge(exercise: Exercise, answer: Callable[..., Any], seed: int = 0) -> Chec
     if not any(problems):
         return _judge_gradient(exercise, given, expected)
     if any(_problems(given, expected, check_dtype=False)) and (name := recognise(exercise, cases, given)):
-        return CheckResult(False, f"this is {DEVIATIONS[name].line} [{name}]", deviation=name)
+        return CheckResult(
+            False, f"your results equal a known variant: {DEVIATIONS[name].line} [{name}]", deviation=name
+        )
     return CheckResult(False, f"not yet: {next(p for p in problems if p)}")
 
 
@@ -140,6 +142,7 @@ def _gradients(x: Run) -> list[Tensor] | None:
 
 
 def _raised(error: Exception) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = f" (line {frame.lineno} of {frame.name})"
+    """What stopped a student's function, and at which of its own lines."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    where = f" (line {own[0].lineno} of {own[0].name})" if own and own[0].name != "map_tensors" else ""
     return f"your function stopped with {type(error).__name__}: {error}{where}"
