@@ -1,0 +1,236 @@
+"""All deviations: named wrong or ablated variants of the library's functions, as plain data.
+
+The exercise checkers name them, lessons switch to them to break things, miniature tables take their ablation rows
+from them. A new one is a function in `condinst_edu.teach.variants` and an entry in the table here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from condinst_edu.teach.variants import lesson_00 as l0
+from condinst_edu.teach.variants import lesson_01 as l1
+from condinst_edu.teach.variants import lesson_02 as l2
+from condinst_edu.teach.variants import lesson_03 as l3
+from condinst_edu.teach.variants import lesson_04 as l4
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A variant of a function: what it is of (dotted name), the id of the paper row that it stands for, if any.
+
+    line: what it is, and what it does to the result; function: has the signature of what it replaces.
+    """
+
+    name: str
+    of: str
+    row: str | None
+    line: str
+    function: Callable[..., Any]
+
+
+# The function that is varied: {variant: what it is and does}. A deviation's name is its function's, with hyphens.
+_TABLE: dict[str, dict[Callable[..., Any], str]] = {
+    "condinst_edu.teach.scoring.mask_iou": {
+        l0.iou_of_boxes: "the IoU of the boxes around the masks: two objects that cross share a box and hardly a pixel",
+        l0.iou_over_first_area: "the overlap over the detection's area alone: a tiny mask within the object scores 1",
+        l0.iou_overlap_counted_twice: (
+            "the overlap over the sum of the areas: shared pixels count twice, and 1 is never reached"
+        ),
+        l0.iou_crowd_as_object: (
+            "a crowd treated like an object: one person within a crowd seems to miss nearly all of it"
+        ),
+    },
+    "condinst_edu.teach.scoring.rle_counts": {
+        l0.rle_row_by_row: (
+            "runs counted along rows, but COCO counts down the columns: decoded, the mask comes out scrambled"
+        ),
+        l0.rle_without_leading_zeros: (
+            "no run of 0 zeros in front of a mask that begins with a one: decoded, it is inverted"
+        ),
+        l0.rle_ones_first: "runs that begin with ones, but COCO begins with zeros: decoded, the mask is inverted",
+    },
+    "condinst_edu.teach.scoring.match_objects": {
+        l0.match_twice: "an object found more than once: repeating a good detection raises the score",
+        l0.match_first: (
+            "the first object above the threshold instead of the best: another detection's object is taken away"
+        ),
+        l0.match_crowd_once: "a crowd used up by its first detection: all others within it count as mistakes",
+        l0.match_ignored_as_others: (
+            "ignored objects on a par with the others: they lure detections away from what counts"
+        ),
+    },
+    "condinst_edu.teach.scoring.average_precision": {
+        l0.ap_without_interpolation: (
+            "the precision at each recall itself, not the best at this or a higher one: AP is too low"
+        ),
+        l0.ap_at_11_recalls: "precision read at 11 recalls, as PASCAL VOC did until 2009: COCO reads 101",
+        l0.ap_of_unsorted_scores: (
+            "detections in the order given, not by falling score: AP then measures the order of the files"
+        ),
+        l0.ap_of_found_objects: (
+            "recall among the objects that were found, not among all: missing objects costs nothing"
+        ),
+    },
+    "condinst_edu.coordinates.locations": {
+        l1.locations_at_corner: (
+            "no half stride: a cell stands for its top left pixel, and all boxes and masks shift by stride // 2"
+        ),
+        l1.locations_swapped: "(y, x) instead of (x, y): right on the diagonal only",
+        l1.locations_by_columns: (
+            "column by column: flattened feature maps go row by row, so every cell gets another's pixel"
+        ),
+        l1.locations_in_cells: "counted in cells, not in pixels: levels of different stride no longer share a scale",
+    },
+    "condinst_edu.fcos.assign_targets": {
+        l1.assign_largest: "the largest of several boxes wins: small objects in front of large ones are never learnt",
+        l1.assign_whole_box: (
+            "every location in the box is positive (FCOS before centre sampling): edges give poor boxes"
+        ),
+        l1.assign_radius_in_pixels: (
+            "the radius taken in pixels, not in strides: coarse levels keep next to no positives"
+        ),
+        l1.assign_open_ranges: "ranges without their ends: a distance that falls on a limit belongs to no level",
+        l1.assign_every_level: (
+            "no ranges: every level answers for every object, and overlapping objects compete on all of them"
+        ),
+    },
+    "condinst_edu.fcos.centerness": {
+        l1.centerness_without_root: (
+            "no square root: the value falls off too fast, and good boxes near the middle lose score"
+        ),
+        l1.centerness_of_all_sides: "smallest over largest of all four: the middle of a long box no longer has 1",
+        l1.centerness_inverted: (
+            "larger over smaller: 1 in the middle and larger towards the edges, which are then preferred"
+        ),
+        l1.centerness_of_neighbours: "left compared with top and right with bottom: opposite sides belong together",
+    },
+    "condinst_edu.teach.references.focal_loss": {
+        l1.focal_without_alpha: "no alpha: targets of 0 and 1 weigh the same",
+        l1.focal_alpha_swapped: "alpha and 1 - alpha swapped: alpha belongs to the targets of 1",
+        l1.focal_without_gamma: (
+            "gamma of 0, weighted cross-entropy: thousands of easy background locations drown the few objects"
+        ),
+        l1.focal_mean: "the mean instead of the sum: the loss shrinks with the number of locations and classes",
+        l1.focal_softmax: "softmax over the classes: they then compete, and none has room for background",
+    },
+    "condinst_edu.layers.losses.giou_loss": {
+        l1.giou_plain_iou: "plain IoU without the enclosing box: what is empty between the boxes costs nothing",
+        l1.giou_penalty_sign: "the penalty subtracted from the loss: empty space between the boxes is rewarded",
+        l1.giou_not_a_loss: "the generalised IoU itself: the loss is one minus it, or training drives boxes apart",
+        l1.giou_sides_as_sizes: "right and bottom distances taken for width and height: width is left + right",
+    },
+    "condinst_edu.fcos.decode": {
+        l1.decode_exponential: "distances exponentiated, as the first FCOS had it: here the head ends in a ReLU",
+        l1.decode_without_stride: "distances not multiplied by the stride: every box is a few pixels large",
+        l1.decode_swapped: "left with top and right with bottom swapped: boxes are mirrored at the diagonal",
+        l1.decode_size: "x, y, width, height instead of two corners: COCO's files have it so, torchvision does not",
+    },
+    "condinst_edu.teach.references.count_parameters": {
+        l2.count_without_biases: "the weights alone (152 of 169): each output of a layer has a bias as well",
+        l2.count_biases_of_inputs: "a bias for each input: a layer adds one number to each output",
+        l2.count_3x3: (
+            "3x3 filters: the mask head's are 1x1, or the controller would have to predict nine times as much"
+        ),
+    },
+    "condinst_edu.mask_head.split_parameters": {
+        l2.split_biases_first: "biases before weights: an official checkpoint then draws noise",
+        l2.split_by_columns: "weights read (in, out) instead of (out, in): every filter gets the numbers of others",
+        l2.split_features_first: "features before coordinates in layer 1: x and y come first",
+        l2.split_layer_by_layer: "each layer's biases behind its weights: all weights come first, then all biases",
+    },
+    "condinst_edu.mask_head.run_layers": {
+        l2.dynamic_without_relu: (
+            "no ReLU: three linear layers are one, and a mask is whatever lies on one side of a plane"
+        ),
+        l2.dynamic_relu_last: "a ReLU after the last layer as well: no logit is below 0, so no pixel can be background",
+        l2.dynamic_without_biases: "the biases left out: borders of masks cannot move off the origin",
+        l2.dynamic_first_filters: "the first instance's filters for all: every instance gets the same mask",
+        l2.dynamic_wrong_groups: (
+            "grouped over the wrong axis: channels of one instance run into the filters of another"
+        ),
+    },
+    "condinst_edu.layers.losses.dice_loss": {
+        l2.dice_without_squares: (
+            "no squares in the denominator: V-Net's dice, which the paper uses, squares the scores"
+        ),
+        l2.dice_of_the_batch: "summed over all masks at once: small objects vanish beside large ones",
+        l2.dice_not_a_loss: "the coefficient itself: the loss is one minus it, or training drives masks apart",
+        l2.dice_smoothed: "1 added to numerator and denominator: small masks seem better than they are",
+        l2.dice_without_two: "no factor of 2: even a perfect mask has a loss of one half",
+    },
+    "condinst_edu.coordinates.relative_coordinates": {
+        l3.relative_flipped: (
+            "location - pixel instead of pixel - location: the official code has it so, and its checkpoints expect it"
+        ),
+        l3.relative_to_the_middle: (
+            "absolute coordinates, from the middle of the map: two alike objects can no longer be told apart by "
+            "their own place"
+        ),
+        l3.relative_not_scaled: (
+            "not divided by the scale: numbers of several hundreds, and large objects look unlike small ones"
+        ),
+        l3.relative_swapped: "the y map before the x map: filters read one for the other",
+        l3.relative_in_cells: "counted in cells instead of pixels: too small by the stride",
+        l3.relative_at_corner: "cells at their top left pixels: every mask shifts by stride // 2",
+    },
+    "condinst_edu.coordinates.absolute_coordinates": {
+        l3.absolute_from_corner: "within [0, 1] instead of [-1, 1]: the origin is in the corner, not in the middle",
+        l3.absolute_swapped: "the y map before the x map: filters read one for the other",
+        l3.absolute_in_pixels: "in pixels, not within [-1, 1]: the filters would have to be hundreds of times smaller",
+    },
+    "condinst_edu.teach.references.fold_coordinates": {
+        l3.fold_sign: "the offset added: W (p - c) / s = W p / s - W c / s has a minus",
+        l3.fold_unscaled_offset: "the offset not divided by the scale: W c has to become W c / s",
+        l3.fold_keeps_bias: (
+            "the bias left as it is: the origin stays in the corner, and all instances draw the same place"
+        ),
+    },
+    "condinst_edu.layers.upsample.aligned_upsample": {
+        l3.upsample_half_pixel: (
+            "half-pixel centres, PyTorch's default: right for photographs, but our cells sit on pixels s*i + s//2"
+        ),
+        l3.upsample_from_corner: "output k reads k / factor: without the shift of factor // 2, masks move up and left",
+        l3.upsample_align_corners: (
+            "first on first and last on last cell: the stride changes, and the error grows along the map"
+        ),
+        l3.upsample_nearest: "nearest neighbours: the mask keeps its coarse steps, and a finer target teaches nothing",
+    },
+    "condinst_edu.condinst.sample_locations": {
+        l4.sample_by_class_only: "ranked by the class score alone: inference ranks by class score times centre-ness",
+        l4.sample_by_centerness_only: "ranked by centre-ness alone: inference ranks by class score times centre-ness",
+        l4.sample_by_best_class: "ranked by the highest class score: it has to be the score of the object's own class",
+        l4.sample_background_too: (
+            "background locations in the ranking: they take the places of those that have a mask to learn"
+        ),
+        l4.sample_the_worst: "the lowest scores first: masks are trained where inference will never look",
+    },
+    "condinst_edu.condinst.mask_nms": {
+        l4.nms_by_box: "NMS by boxes: objects that cross each other suppress one another, but no mask is needed for it",
+        l4.nms_across_classes: "classes suppress each other: a rider removes the horse",
+        l4.nms_not_greedy: "what is itself suppressed still suppresses others: too few are left",
+        l4.nms_unsorted: "in the order given instead of by falling score: weak detections suppress sure ones",
+    },
+    "condinst_edu.condinst.semantic_map": {
+        l4.semantic_largest: "the largest object on top: whatever lies in front of it is gone",
+        l4.semantic_last: "the last object of the file on top: the order in a file means nothing",
+        l4.semantic_from_corner: "read at pixels 0, s, 2s, ...: cells sit on pixels s//2, s + s//2, ...",
+        l4.semantic_instances: "which object, not which class: a semantic map has labels",
+    },
+}
+
+# Rows of papers that a deviation stands for.
+_ROWS = {"relative-to-the-middle": "condinst:table-3", "nms-by-box": "condinst:table-5"}
+
+
+def _entry(of: str, line: str, function: Callable[..., Any]) -> Deviation:
+    name = function.__name__.replace("_", "-")
+    return Deviation(name, of, _ROWS.get(name), line, function)
+
+
+DEVIATIONS = {d.name: d for d in (_entry(of, line, f) for of, lines in _TABLE.items() for f, line in lines.items())}
+
+
+def deviations_of(symbol: str) -> tuple[str, ...]:
+    """Names of all deviations of a function, given by its dotted name."""
+    return tuple(name for name, deviation in DEVIATIONS.items() if deviation.of == symbol)

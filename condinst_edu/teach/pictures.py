@@ -1,0 +1,153 @@
+"""Figures for the lessons: one function each, on plain tensors, opaque so that dark themes show them as they are.
+
+Every function returns the figure and leaves showing it to the notebook. Legend: N instances, C channels, H, W map.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from condinst_edu.fcos import Points
+from condinst_edu.mask_head import split_parameters
+
+COLORS = mpl.colormaps["tab10"]
+
+
+def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A white figure outside pyplot (nothing to close), and its axes row by row; sizes of one axes in inches."""
+    figure = Figure(figsize=(columns * width, rows * height), facecolor="white", layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def draw_image(axes: Axes, image: Tensor) -> None:
+    """An image (3, H, W) in [0, 1] without ticks; pixel (x, y) is drawn around the point (x, y)."""
+    axes.imshow(image.detach().cpu().permute(1, 2, 0).clamp(0, 1).numpy())
+    axes.set_axis_off()
+
+
+def draw_map(axes: Axes, values: Tensor, title: str, limit: float) -> Any:
+    """A map (H, W) in blue (negative) to red (positive), white at 0; returns what a colour bar is made from."""
+    picture = axes.imshow(values.detach().float().cpu().numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axes.set_title(title, fontsize=9)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return picture
+
+
+def show_masks(image: Tensor, instances: Mapping[str, Tensor], class_names: Sequence[str] = ()) -> Figure:
+    """An image with instances over it: masks in colours of their own, boxes, class names and scores.
+
+    image (3, H, W) in [0, 1]; instances: a target or a prediction: boxes (N, 4) xyxy, labels (N,) from 1, masks
+    (N, H, W), and scores (N,), each of them where it is there; class_names: of labels 1, 2, ...
+    """
+    figure, (axes,) = new_figure(1, 1, 5, 5 * image.shape[1] / image.shape[2] + 0.2)
+    masks = instances.get("masks", torch.zeros(0, *image.shape[1:]))
+    painted = image.detach().cpu().clone()
+    for i, mask in enumerate(masks.detach().cpu().bool()):
+        color = torch.tensor(COLORS(i % 10)[:3], dtype=painted.dtype)[:, None]
+        painted[:, mask] = 0.45 * painted[:, mask] + 0.55 * color
+    draw_image(axes, painted)
+    for i, box in enumerate(instances.get("boxes", torch.zeros(0, 4)).tolist()):
+        x0, y0, x1, y1 = box
+        axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=COLORS(i % 10), linewidth=1.5)
+        style = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.75}
+        axes.text(x0, y0, _caption(instances, i, class_names), fontsize=8, va="bottom", bbox=style)
+    return figure
+
+
+def _caption(instances: Mapping[str, Tensor], i: int, class_names: Sequence[str]) -> str:
+    label = int(instances["labels"][i]) if "labels" in instances else 0
+    name = class_names[label - 1] if 0 < label <= len(class_names) else f"class {label}" if label else str(i)
+    return f"{name} {float(instances['scores'][i]):.2f}" if "scores" in instances else name
+
+
+def show_coordinate_maps(maps: Tensor) -> Figure:
+    """Coordinate maps (N, 2, H, W), or (2, H, W): a row for each instance, x and y, with the origin's lines."""
+    maps = maps.detach().cpu().reshape(-1, 2, *maps.shape[-2:])
+    figure, axes = new_figure(len(maps), 2, 3, 3 * maps.shape[2] / maps.shape[3] + 0.3)
+    limit = float(maps.abs().max().clamp(min=1e-6))
+    for k, values in enumerate(maps.flatten(0, 1)):
+        picture = draw_map(axes[k], values, f"instance {k // 2}: {'xy'[k % 2]}", limit)
+        if values.min() < 0 < values.max():
+            axes[k].contour(values.numpy(), levels=[0], colors="black", linewidths=1)
+    figure.colorbar(picture, ax=axes, shrink=0.8)
+    return figure
+
+
+def show_filters(theta: Tensor, channels: Sequence[int] = (10, 8, 8, 1)) -> Figure:
+    """One instance's parameters theta (P,) as its layers: a grid of weights (out, in) each, the biases beside it."""
+    weights, biases = split_parameters(theta.detach().cpu().reshape(1, -1), channels)
+    ratios = [n for w in weights for n in (w.shape[2], 1.6)]
+    figure = Figure(figsize=(0.34 * sum(ratios) + 1, 3.2), facecolor="white", layout="constrained")
+    axes = figure.subplots(1, len(ratios), width_ratios=ratios)
+    limit = float(theta.detach().abs().max().clamp(min=1e-6))
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        out, into = weight.shape[1:]
+        picture = draw_map(axes[2 * i], weight[0], f"layer {i + 1}: {out} x {into}", limit)
+        draw_map(axes[2 * i + 1], bias[0][:, None], "bias", limit)
+        axes[2 * i].set_xlabel("inputs", fontsize=8)
+        axes[2 * i].set_ylabel("outputs", fontsize=8)
+    figure.suptitle(f"{theta.numel()} numbers", fontsize=10)
+    figure.colorbar(picture, ax=list(axes), shrink=0.8)
+    return figure
+
+
+def show_feature_maps(features: Tensor, columns: int = 4) -> Figure:
+    """Feature maps (C, H, W), each channel in its own range."""
+    count = len(features)
+    columns = min(columns, count)
+    figure, axes = new_figure(-(-count // columns), columns, 2.2, 2.2 * features.shape[1] / features.shape[2] + 0.3)
+    for c, values in enumerate(features.detach().cpu()):
+        draw_map(axes[c], values, f"channel {c}", float(values.abs().max().clamp(min=1e-6)))
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    return figure
+
+
+def show_levels(image: Tensor, points: Points) -> Figure:
+    """The locations of every level on the image (3, H, W), a panel for each."""
+    levels = points.level.unique().tolist()
+    figure, axes = new_figure(1, len(levels), 3.4, 3.4 * image.shape[1] / image.shape[2] + 0.4)
+    for ax, level in zip(axes, levels, strict=True):
+        of_level = points.level == level
+        x, y = points.xy[of_level].cpu().T
+        draw_image(ax, image)
+        ax.scatter(x, y, s=18, color=COLORS(level % 10), edgecolors="white", linewidths=0.4)
+        ax.set_title(f"stride {int(points.stride[of_level][0])}: {len(x)} locations", fontsize=9)
+    return figure
+
+
+def show_targets(image: Tensor, points: Points, assignment: Any, index: int = 0) -> Figure:
+    """Which locations of image `index` of a batch answer for which object, a panel for each level.
+
+    assignment: as `assign_targets` returns it; an object has the colour of its masks in `show_masks`, grey is nobody's.
+    """
+    positive, matched = assignment.labels[index].cpu() > 0, assignment.matched[index].cpu()
+    figure = show_levels(image, points)
+    for ax, level in zip(figure.axes, points.level.unique().tolist(), strict=True):
+        of_level = (points.level == level).cpu()
+        x, y = points.xy[of_level].cpu().T
+        owners = zip(positive[of_level].tolist(), matched[of_level].tolist(), strict=True)
+        ax.collections[0].remove()
+        ax.scatter(
+            x, y, s=22, c=[COLORS(m % 10) if p else "0.6" for p, m in owners], edgecolors="white", linewidths=0.4
+        )
+        ax.set_title(f"{ax.get_title()}, {int((positive & of_level).sum())} positive", fontsize=9)
+    return figure
+
+
+def show_precision_recall(precision: Tensor, recall: Tensor) -> Figure:
+    """A precision-recall curve, both (N,), and the interpolated one whose mean is AP."""
+    figure, (axes,) = new_figure(1, 1, 4.5, 3.6)
+    best = precision.flip(0).cummax(0).values.flip(0)
+    axes.plot(recall, precision, ".-", color="0.6", label="after each detection")
+    start = [torch.zeros(1, dtype=recall.dtype), best[:1]]
+    axes.step(torch.cat([start[0], recall]), torch.cat([start[1], best]), where="pre", label="interpolated")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.05))
+    axes.legend(loc="lower left", fontsize=9)
+    return figure

@@ -1,0 +1,92 @@
+"""Pictures are not blank and opaque; the X-ray tells the shapes and leaves the model as it was."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import enliven, random_targets, seeded, tiny_condinst, tiny_fcos
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from condinst_edu.coordinates import relative_coordinates
+from condinst_edu.fcos import Points, assign_targets, make_points
+from condinst_edu.teach import pictures
+from condinst_edu.teach.scoring import precision_recall
+from condinst_edu.teach.xray import xray
+
+SIZE = (96, 128)
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
+def small_points() -> Points:
+    maps = [torch.zeros(1, 1, SIZE[0] // s, SIZE[1] // s) for s in (8, 16, 32)]
+    return make_points(maps, (8, 16, 32), [(-1, 24), (24, 48), (48, torch.inf)])
+
+
+def figures() -> dict[str, Figure]:
+    generator = seeded(1)
+    image = 0.7 + 0.3 * torch.rand(3, *SIZE, generator=generator)
+    target = random_targets(4, SIZE, generator)
+    boxes, labels = target["boxes"][None], target["labels"][None]
+    points = small_points()
+    assignment = assign_targets(points, boxes, labels, (boxes[..., :2] + boxes[..., 2:]) / 2)
+    centers = torch.tensor([[20.0, 30.0], [100.0, 60.0]])
+    curve = precision_recall(torch.rand(30, generator=generator), torch.rand(30, generator=generator) < 0.6, 24)
+    prediction = {**target, "scores": torch.tensor([0.9, 0.8, 0.7, 0.6])}
+    return {
+        "masks": pictures.show_masks(image, prediction, ["circle", "square", "star"]),
+        "coordinates": pictures.show_coordinate_maps(
+            relative_coordinates((12, 16), 8, centers, torch.tensor([64.0, 128.0]))
+        ),
+        "filters": pictures.show_filters(torch.randn(169, generator=generator)),
+        "features": pictures.show_feature_maps(torch.randn(8, 12, 16, generator=generator)),
+        "levels": pictures.show_levels(image, points),
+        "targets": pictures.show_targets(image, points, assignment),
+        "curve": pictures.show_precision_recall(*curve),
+    }
+
+
+FIGURES = figures()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_picture_is_opaque_and_not_blank(name: str) -> None:
+    shot = pixels(FIGURES[name])
+    assert (shot[..., 3] == 255).all()
+    assert (shot[0, 0] == 255).all()  # a white margin
+    assert (shot[..., :3] < 250).any(axis=-1).mean() > 0.02
+    assert len(np.unique(shot.reshape(-1, 4), axis=0)) > 20
+
+
+def test_masks_without_instances() -> None:
+    image = torch.rand(3, *SIZE, generator=seeded(0))
+    assert pixels(pictures.show_masks(image, {})).std() > 0
+
+
+def test_xray_tells_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_condinst()
+    enliven(model, seeded(0))
+    rows = {row.symbol: row.shape for row in xray(model, torch.rand(3, *SIZE, generator=seeded(0)))}
+    (n,) = rows["scores"]
+    assert n > 0
+    assert rows["batch"] == (1, 3, 96, 128)
+    assert rows["P3"] == (1, 16, 12, 16)
+    assert rows["C5"][2:] == (3, 4)
+    assert rows["logits"] == (1, 12 * 16 + 6 * 8 + 3 * 4, 3)
+    assert rows["theta"] == (n, 169)
+    assert rows["F_bottom"] == (1, 8, 12, 16)
+    assert rows["mask logits"] == (n, 12, 16)
+    assert rows["masks"] == (n, *SIZE)
+    assert "theta" in capsys.readouterr().out
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_xray_of_fcos_has_no_masks() -> None:
+    symbols = [row.symbol for row in xray(tiny_fcos(), torch.rand(3, *SIZE, generator=seeded(0)))]
+    assert "logits" in symbols
+    assert "theta" not in symbols
