@@ -25,7 +25,7 @@ setup:  ## Create .venv and install everything into it; quick when nothing chang
 		exit 1; \
 	fi; "$$python" tools/setup_env.py --make $(EXPLICIT) --torch-index='$(TORCH_INDEX)' --pip-args='$(PIP_ARGS)'
 
-demo: setup  ## Train a tiny CondInst on drawn shapes, measure it, save a picture: about five minutes.
+demo: setup  ## Train a tiny CondInst on drawn shapes, measure it, save a picture: about four minutes.
 	@$(BIN)/condinst-edu demo $(ARGS)
 
 lab: setup  ## Open the lessons in JupyterLab.
