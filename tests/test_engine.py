@@ -299,6 +299,18 @@ def test_files_are_whole_or_absent(tmp_path: Path) -> None:
         pass
 
 
+def test_a_file_is_replaced_at_once(tmp_path: Path) -> None:
+    """Who reads the old file while the new one is written goes on reading the old one, whole."""
+    path = tmp_path / "file"
+    path.write_text("old")
+    with path.open() as reader:
+        with whole_file(path) as temporary:
+            temporary.write_text("new")
+            assert path.read_text() == "old"
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
     """A limit on the size of files makes the write itself fail, as a full disk does."""
     train(tiny_recipe(iterations=6), tmp_path, on_step=None, show_progress=False)
