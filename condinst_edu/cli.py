@@ -25,6 +25,7 @@ USAGE = """usage: condinst-edu COMMAND [options]     (condinst-edu COMMAND --hel
   evaluate   box and mask AP of trained weights on held-out images
   predict    segment photographs:  condinst-edu predict PHOTO... --weights FILE --out DIR
   data       write the shapes data set as COCO files:  condinst-edu data shapes --out DIR
+  weights    the tiny trained models that the lessons use; train one again:  condinst-edu weights condinst
   bench      measure speed, as ratios within one run:  condinst-edu bench mask-head
   reproduce  a paper's table at small scale:  condinst-edu reproduce condinst:table-3
   trace      where the papers' equations and tables are in the code:  condinst-edu trace [condinst:eq-2]
@@ -261,6 +262,29 @@ def data(arguments: list[str]) -> None:
     print(f"{options.train} + {options.val} images are in {options.out}")
 
 
+def weights(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Weights:
+        """The tiny trained models that the lessons use: what there is, or, with names, train these again."""
+
+        names: Positional[tuple[str, ...]] = ()
+        """Those to train; none lists them."""
+        data: Path = Path("data/shapes-full")
+        """Folder of the shapes; written if it is not there."""
+        work: Path = Path("runs/weights")
+        """Folder for the runs; an interrupted one goes on."""
+
+    options = parse(Weights, "weights", arguments)
+    from condinst_edu.teach.tiny import TINY, make_tiny, show_tiny
+
+    for name in options.names:
+        if name not in TINY:
+            raise UserError(f"there is no tiny model {name!r}: choose from {', '.join(TINY)}")
+    for name in options.names:
+        make_tiny(name, options.data, options.work)
+    show_tiny(options.names or tuple(TINY))
+
+
 def bench(arguments: list[str]) -> None:
     from condinst_edu.bench import Bench, run_bench
 
@@ -334,6 +358,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "data": data,
+    "weights": weights,
     "bench": bench,
     "reproduce": reproduce,
     "trace": trace,

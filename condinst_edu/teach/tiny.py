@@ -1,0 +1,186 @@
+"""Tiny trained models that the lessons show results with at once: under 3 MB each, in data/checkpoints, with a card.
+
+    condinst-edu weights              what there is, and how well each segments
+    condinst-edu weights condinst     train one again: the command that its card names
+
+A card (NAME.json) tells the command, the seed, the seconds, the data and the metrics of the file as it is stored: large
+tensors are kept in half precision, and it is that file which was scored.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import condinst_edu
+from condinst_edu.datasets.coco import CocoDataset
+from condinst_edu.datasets.shapes_coco import write_shapes
+from condinst_edu.engine.checkpoint import Trained, load_model
+from condinst_edu.engine.evaluate import evaluate
+from condinst_edu.engine.recipe import Recipe, override_model
+from condinst_edu.engine.train import open_split, train
+from condinst_edu.errors import UserError
+from condinst_edu.files import whole_file
+from condinst_edu.recipes import get_recipe
+
+ROOT = Path(condinst_edu.__file__).parents[1]  # the checkout: the package is installed in place
+LIMIT = 3_000_000  # bytes of a stored file
+
+
+class Tiny(NamedTuple):
+    """How a tiny model is trained: a recipe, arguments of the model that differ (KEY=VALUE), and for how long."""
+
+    about: str
+    recipe: str
+    settings: tuple[str, ...] = ()
+    iterations: int = 3000
+
+
+TINY = {
+    "condinst": Tiny("CondInst", "shapes-condinst"),
+    "fcos": Tiny("FCOS: boxes alone", "shapes-fcos"),
+    "condinst-absolute": Tiny("absolute coordinates", "shapes-condinst", ("mask_head.coordinates=absolute",)),
+    "condinst-none": Tiny("no coordinates", "shapes-condinst", ("mask_head.coordinates=none",)),
+    "condinst-coordinates": Tiny("coordinates alone", "shapes-condinst", ("mask_head.use_features=False",)),
+    "condinst-factor1": Tiny("masks not upsampled", "shapes-condinst", ("factor=1",)),
+    "condinst-factor4": Tiny("masks upsampled by 4", "shapes-condinst", ("factor=4",)),
+}
+
+
+def tiny_folder() -> Path:
+    """Where the checkpoints and their cards are."""
+    return ROOT / "data" / "checkpoints"
+
+
+def load_tiny(name: str) -> Trained:
+    """A shipped model in eval mode, with its classes. Errors: UserError where it is missing or damaged."""
+    if problem := broken(name):
+        raise UserError(f"{problem}: `condinst-edu weights {name}` trains it again")
+    return load_model(tiny_folder() / f"{name}.safetensors")
+
+
+def read_card(name: str) -> dict[str, Any]:
+    """A checkpoint's card as data. Errors: UserError where there is none or it cannot be read."""
+    path = tiny_folder() / f"{name}.json"
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is no card: {error}") from None
+
+
+def broken(name: str) -> str | None:
+    """What is wrong with a checkpoint, in one sentence; None where the weights are those that the card tells of."""
+    if name not in TINY:
+        return f"there is no tiny model {name!r}: choose from {', '.join(TINY)}"
+    try:
+        card = read_card(name)
+        stored = (tiny_folder() / f"{name}.safetensors").read_bytes()
+    except FileNotFoundError:
+        return f"no such file: {tiny_folder() / name}.safetensors"
+    except (OSError, UserError) as error:
+        return str(error)
+    if hashlib.sha256(stored).hexdigest() != card.get("sha256"):
+        return f"{tiny_folder() / name}.safetensors is damaged: it is not the file that its card tells of"
+    return None
+
+
+def held_out(count: int = 50) -> CocoDataset:
+    """The first `count` held-out shapes images, of those that the cards' metrics are from; drawn at the first call."""
+    folder = ROOT / "runs" / "lessons" / f"held-out-{count}"
+    write_shapes(folder, train=1, val=count, show_progress=False)
+    return CocoDataset(folder / "val", folder / "annotations" / "instances_val.json")
+
+
+def score_tiny(name: str, count: int = 50) -> dict[str, Any]:
+    """Box and mask AP of a shipped model on `count` held-out images, now."""
+    return evaluate(load_tiny(name).model, held_out(count), progress=False)
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def make_tiny(name: str, data: Path, work: Path) -> dict[str, Any]:
+    """Train one, store it with its card in `tiny_folder`, and return the card.
+
+    data: folder of the shapes (written if it is not there); work: folder for the run, which an interrupted one goes on
+    from. With one thread, so that the same machine gives the same weights again.
+    Errors: UserError for an unknown name, and as in training.
+    """
+    if name not in TINY:
+        raise UserError(f"there is no tiny model {name!r}: choose from {', '.join(TINY)}")
+    write_shapes(data, jobs=2)
+    recipe = recipe_of(name, data)
+    torch.set_num_threads(1)
+    begin = time.monotonic()
+    train(recipe, work / name)
+    seconds = time.monotonic() - begin
+    path = tiny_folder() / f"{name}.safetensors"
+    store(work / name / "model.safetensors", path)
+    trained = load_model(path)
+    scores = evaluate(trained.model, open_split(recipe, "val"))
+    card = {
+        "name": name,
+        "about": TINY[name].about,
+        "command": f"condinst-edu weights {name}",
+        "seed": recipe.seed,
+        "iterations": recipe.iterations,
+        "seconds": round(seconds, 1),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "data": "condinst-edu data shapes (4000 images to learn from, 200 held out, seed 0)",
+        "parameters": sum(p.numel() for p in trained.model.parameters()),
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "metrics": {kind: {k: round(v, 4) for k, v in s.items() if k != "per_class"} for kind, s in scores.items()},
+    }
+    with whole_file(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(card, indent=2) + "\n")
+    return card
+
+
+def recipe_of(name: str, data: Path) -> Recipe:
+    """The recipe that a tiny model is trained with."""
+    tiny = TINY[name]
+    recipe = override_model(get_recipe(tiny.recipe), tiny.settings)
+    return dataclasses.replace(recipe, data=data, iterations=tiny.iterations)
+
+
+def store(source: Path, path: Path) -> None:
+    """Write trained weights again, filters and matrices in half precision; UserError where that is over the limit."""
+    with safetensors.safe_open(source, framework="pt") as file:
+        facts = file.metadata()
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    small = {k: v.half() if v.is_floating_point() and v.dim() > 1 else v for k, v in state.items()}
+    stored = safetensors.torch.save(small, facts)
+    if len(stored) >= LIMIT:
+        raise UserError(f"{path.name} would have {len(stored)} bytes, and a tiny model has fewer than {LIMIT}")
+    with whole_file(path) as temporary:
+        temporary.write_bytes(stored)
+
+
+def show_tiny(names: Sequence[str]) -> None:
+    """Print the cards as a table, and what is wrong with those that are."""
+    screen = Table("name", "what it is")
+    for column in ("parameters", "MB", "iterations", "minutes", "box AP", "mask AP"):
+        screen.add_column(column, justify="right")
+    for name in names:
+        if problem := broken(name):
+            screen.add_row(name, problem, style="red")
+            continue
+        card = read_card(name)
+        box, mask = (card["metrics"].get(kind, {}).get("AP", -1) for kind in ("box", "mask"))
+        numbers = f"{card['parameters']:,}", f"{card['bytes'] / 1e6:.1f}", str(card["iterations"])
+        numbers += (f"{card['seconds'] / 60:.1f}", f"{box:.3f}", f"{mask:.3f}" if mask > 0 else "")
+        screen.add_row(name, card["about"], *numbers)
+    Console().print(screen)
