@@ -4,7 +4,11 @@ The exercise checkers name them, lessons switch to them to break things, miniatu
 from them. A new one is a function in `condinst_edu.teach.variants` and an entry in the table here.
 """
 
-from collections.abc import Callable
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,3 +238,32 @@ DEVIATIONS = {d.name: d for d in (_entry(of, line, f) for of, lines in _TABLE.it
 def deviations_of(symbol: str) -> tuple[str, ...]:
     """Names of all deviations of a function, given by its dotted name."""
     return tuple(name for name, deviation in DEVIATIONS.items() if deviation.of == symbol)
+
+
+@contextmanager
+def deviate(name: str) -> Iterator[Deviation]:
+    """Within the block the whole library uses a wrong variant in the place of the right function, for a break-it cell.
+
+    Errors: ValueError where there is no such deviation.
+    """
+    if name not in DEVIATIONS:
+        near = difflib.get_close_matches(name, DEVIATIONS, n=1)
+        raise ValueError(f"there is no deviation {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    deviation = DEVIATIONS[name]
+    module, _, symbol = deviation.of.rpartition(".")
+    right = getattr(importlib.import_module(module), symbol)
+    users = [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith("condinst_edu.") and not name.startswith("condinst_edu.teach.")
+        if getattr(module, symbol, None) is right
+    ]
+    if not users:
+        raise ValueError(f"{name} is a variant of what an exercise asks for, and the library itself does not use that")
+    for user in users:
+        setattr(user, symbol, deviation.function)
+    try:
+        yield deviation
+    finally:
+        for user in users:
+            setattr(user, symbol, right)

@@ -180,7 +180,7 @@ def show_tiny(names: Sequence[str]) -> None:
             continue
         card = read_card(name)
         box, mask = (card["metrics"].get(kind, {}).get("AP", -1) for kind in ("box", "mask"))
-        numbers = f"{card['parameters']:,}", f"{card['bytes'] / 1e6:.1f}", str(card["iterations"])
-        numbers += (f"{card['seconds'] / 60:.1f}", f"{box:.3f}", f"{mask:.3f}" if mask > 0 else "")
+        numbers = [f"{card['parameters']:,}", f"{card['bytes'] / 1e6:.1f}", str(card["iterations"])]
+        numbers += [f"{card['seconds'] / 60:.1f}", f"{box:.3f}", f"{mask:.3f}" if mask > 0 else ""]
         screen.add_row(name, card["about"], *numbers)
     Console().print(screen)
