@@ -38,6 +38,7 @@ def figures() -> dict[str, Figure]:
     curve = precision_recall(torch.rand(30, generator=generator), torch.rand(30, generator=generator) < 0.6, 24)
     prediction = {**target, "scores": torch.tensor([0.9, 0.8, 0.7, 0.6])}
     return {
+        "panels": pictures.show_panels({"truth": (image, target), "one": (image, prediction), "x": (image, {})}),
         "masks": pictures.show_masks(image, prediction, ["circle", "square", "star"]),
         "coordinates": pictures.show_coordinate_maps(
             relative_coordinates((12, 16), 8, centers, torch.tensor([64.0, 128.0]))

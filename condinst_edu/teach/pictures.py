@@ -46,6 +46,29 @@ def show_masks(image: Tensor, instances: Mapping[str, Tensor], class_names: Sequ
     (N, H, W), and scores (N,), each of them where it is there; class_names: of labels 1, 2, ...
     """
     figure, (axes,) = new_figure(1, 1, 5, 5 * image.shape[1] / image.shape[2] + 0.2)
+    draw_instances(axes, image, instances, class_names)
+    return figure
+
+
+def show_panels(
+    panels: Mapping[str, tuple[Tensor, Mapping[str, Tensor]]], class_names: Sequence[str] = (), columns: int = 4
+) -> Figure:
+    """Several pictures as `show_masks` draws them, in a grid, each under its title: {title: (image, instances)}."""
+    columns = min(columns, len(panels))
+    height, width = next(iter(panels.values()))[0].shape[1:]
+    figure, axes = new_figure(-(-len(panels) // columns), columns, 3, 3 * height / width + 0.3)
+    for ax, (title, (image, instances)) in zip(axes, panels.items(), strict=False):
+        draw_instances(ax, image, instances, class_names, fontsize=7)
+        ax.set_title(title, fontsize=9)
+    for unused in axes[len(panels) :]:
+        unused.set_axis_off()
+    return figure
+
+
+def draw_instances(
+    axes: Axes, image: Tensor, instances: Mapping[str, Tensor], class_names: Sequence[str] = (), fontsize: float = 8
+) -> None:
+    """What `show_masks` shows, on axes that are there."""
     masks = instances.get("masks", torch.zeros(0, *image.shape[1:]))
     painted = image.detach().cpu().clone()
     for i, mask in enumerate(masks.detach().cpu().bool()):
@@ -56,8 +79,7 @@ def show_masks(image: Tensor, instances: Mapping[str, Tensor], class_names: Sequ
         x0, y0, x1, y1 = box
         axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=COLORS(i % 10), linewidth=1.5)
         style = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.75}
-        axes.text(x0, y0, _caption(instances, i, class_names), fontsize=8, va="bottom", bbox=style)
-    return figure
+        axes.text(x0, y0, _caption(instances, i, class_names), fontsize=fontsize, va="bottom", bbox=style)
 
 
 def _caption(instances: Mapping[str, Tensor], i: int, class_names: Sequence[str]) -> str:
