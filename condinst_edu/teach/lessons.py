@@ -367,7 +367,8 @@ def build_lesson(name: str) -> Timing:
         if len(text.encode()) > MAX_BYTES:
             raise UserError(f"{path.name} has {len(text.encode())} bytes, over {MAX_BYTES}: smaller or fewer pictures")
         if str(ROOT) in text:
-            raise UserError(f"{path.name}: an output names this machine's folder {ROOT}")
+            cell = next(c for c in notebook["cells"] if str(ROOT) in str(c))
+            raise UserError(f"{path.name}, cell {cell['id']}: an output names this machine's folder {ROOT}")
         with whole_file(path) as temporary:
             temporary.write_text(text + "\n")
     with whole_file(paths["plan"]) as temporary:
