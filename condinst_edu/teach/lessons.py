@@ -50,6 +50,7 @@ TAGS = {
     "instructor": "talking points, in the plan only; a first line `minutes: 5` gives the section its time",
 }
 LEVELS = {1: "easy", 2: "medium", 3: "hard"}
+FOLDER = re.compile(r"(?<![\w.])/(?:home|root|tmp|Users|work|mnt)/[\w./-]*")
 HEADER_FIELDS = {"title", "minutes", "needs", "gives", "papers"}
 
 
@@ -393,11 +394,10 @@ def problems(name: str) -> list[str]:
             found.append(f"{path} is not what lessons/src/{name}.py gives")
         if kind == "student" and not any(cell.get("outputs") for cell in stored.cells):
             found.append(f"{path} has no outputs")
-        for cell in stored.cells:
-            if folder := re.search(
-                r"(?<![\w.])/(?:home|root|tmp|Users|work|mnt)/[\w./-]*", str(cell.get("outputs", ""))
-            ):
-                found.append(f"{path}, cell {cell.id}: an output names a folder of one machine, {folder[0]}")
+        folders = [(cell.id, FOLDER.search(str(cell.get("outputs", "")))) for cell in stored.cells]
+        found += [
+            f"{path}, cell {name}: an output names {match[0]}, of one machine" for name, match in folders if match
+        ]
     if not paths["plan"].exists() or paths["plan"].read_text() != instructor_plan(lesson):
         found.append(f"{paths['plan']} is not what lessons/src/{name}.py gives")
     return found
