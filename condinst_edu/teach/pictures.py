@@ -3,6 +3,7 @@
 Every function returns the figure and leaves showing it to the notebook. Legend: N instances, C channels, H, W map.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,9 +19,18 @@ from condinst_edu.mask_head import split_parameters
 COLORS = mpl.colormaps["tab10"]
 
 
+class Picture(Figure):
+    """A figure that a notebook shows as it is, whatever its settings for matplotlib are."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=80)
+        return file.getvalue()
+
+
 def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A white figure outside pyplot (nothing to close), and its axes row by row; sizes of one axes in inches."""
-    figure = Figure(figsize=(columns * width, rows * height), facecolor="white", layout="constrained")
+    figure = Picture(figsize=(columns * width, rows * height), facecolor="white", layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
@@ -105,7 +115,7 @@ def show_filters(theta: Tensor, channels: Sequence[int] = (10, 8, 8, 1)) -> Figu
     """One instance's parameters theta (P,) as its layers: a grid of weights (out, in) each, the biases beside it."""
     weights, biases = split_parameters(theta.detach().cpu().reshape(1, -1), channels)
     ratios = [n for w in weights for n in (w.shape[2], 1.6)]
-    figure = Figure(figsize=(0.34 * sum(ratios) + 1, 3.2), facecolor="white", layout="constrained")
+    figure = Picture(figsize=(0.34 * sum(ratios) + 1, 3.2), facecolor="white", layout="constrained")
     axes = figure.subplots(1, len(ratios), width_ratios=ratios)
     limit = float(theta.detach().abs().max().clamp(min=1e-6))
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
