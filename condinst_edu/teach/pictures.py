@@ -11,6 +11,7 @@ import matplotlib as mpl
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from condinst_edu.fcos import Points
@@ -20,12 +21,13 @@ COLORS = mpl.colormaps["tab10"]
 
 
 class Picture(Figure):
-    """A figure that a notebook shows as it is, whatever its settings for matplotlib are."""
+    """A figure that a notebook shows as it is, whatever its settings for matplotlib are, in 256 colours: small."""
 
     def _repr_png_(self) -> bytes:
-        file = io.BytesIO()
-        self.savefig(file, format="png", dpi=80)
-        return file.getvalue()
+        drawn, small = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn, format="png", dpi=80)
+        Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+        return small.getvalue()
 
 
 def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -36,7 +38,7 @@ def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Fi
 
 def draw_image(axes: Axes, image: Tensor) -> None:
     """An image (3, H, W) in [0, 1] without ticks; pixel (x, y) is drawn around the point (x, y)."""
-    axes.imshow(image.detach().cpu().permute(1, 2, 0).clamp(0, 1).numpy())
+    axes.imshow(image.detach().cpu().permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
     axes.set_axis_off()
 
 
