@@ -91,7 +91,8 @@ def draw_instances(
         x0, y0, x1, y1 = box
         axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=COLORS(i % 10), linewidth=1.5)
         style = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.75}
-        axes.text(x0, y0, _caption(instances, i, class_names), fontsize=fontsize, va="bottom", bbox=style)
+        side = "bottom" if y0 > 0.05 * image.shape[1] else "top"  # a caption stays within the picture
+        axes.text(x0, y0, _caption(instances, i, class_names), fontsize=fontsize, va=side, bbox=style)
 
 
 def _caption(instances: Mapping[str, Tensor], i: int, class_names: Sequence[str]) -> str:
