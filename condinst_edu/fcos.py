@@ -351,9 +351,6 @@ class FCOS(nn.Module):
     Source: condinst:eq-1, condinst:inference.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         num_classes: int = 80,
@@ -393,8 +390,7 @@ class FCOS(nn.Module):
         self.score_threshold, self.threshold_product = score_threshold, threshold_product
         self.candidates, self.nms_threshold, self.detections = candidates, nms_threshold, detections
         self.divisor = max(32, 2 ** max(self.backbone.channels))
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.mean, self.std = tuple(mean), tuple(std)  # no buffers: in float64 they are as exact as they were given
 
     def forward(
         self,

@@ -22,10 +22,12 @@ class Batch(NamedTuple):
         return list(zip(self.sizes, output_sizes or self.sizes, strict=True))
 
 
-def make_batch(images: Sequence[Tensor], mean: Tensor, std: Tensor, divisor: int) -> Batch:
+def make_batch(
+    images: Sequence[Tensor], mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor, divisor: int
+) -> Batch:
     """Normalise, then pad at the right and bottom with zeros to one size divisible by `divisor`.
 
-    images: (3, H, W) float in [0, 1], of any sizes; mean, std (3, 1, 1).
+    images: (3, H, W) float in [0, 1], of any sizes; mean, std: of red, green, blue.
     Errors: ValueError where an image is not of that form.
     """
     if not images:
@@ -38,6 +40,7 @@ def make_batch(images: Sequence[Tensor], mean: Tensor, std: Tensor, divisor: int
     sizes = [(image.shape[-2], image.shape[-1]) for image in images]
     height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
     batch = images[0].new_zeros(len(images), 3, height, width)
+    mean, std = (torch.as_tensor(x, dtype=batch.dtype, device=batch.device).view(3, 1, 1) for x in (mean, std))
     for padded, image, (h, w) in zip(batch, images, sizes, strict=True):
         padded[:, :h, :w] = (image - mean) / std
     return Batch(batch.contiguous(memory_format=torch.channels_last), sizes)

@@ -1,0 +1,291 @@
+"""The authors' published models: their checkpoints become ours, so that the same image gives the same numbers.
+
+    model = load_official("CondInst_MS_R_50_1x", "CondInst_MS_R_50_1x.pth")
+    model([image], output_sizes=[(height, width)])        # image: (3, H, W) in [0, 1], RGB
+
+Without a path the file is fetched from the Hugging Face hub. What the official code does otherwise goes into the
+weights: the first convolution takes red, green, blue instead of blue, green, red, and the mask heads' weights on the
+relative coordinates change sign, since ours are pixel - location. Pixels of 0..255 are the model's `mean` and `std`.
+`official_models.tsv` lists the models; docs/details.md, what the official code does and the papers do not say.
+"""
+
+import csv
+import difflib
+import functools
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from condinst_edu.condinst import CondInst
+from condinst_edu.engine.checkpoint import Trained, load_model, plain
+from condinst_edu.engine.recipe import Recipe, build_model
+from condinst_edu.errors import UserError
+from condinst_edu.fcos import FCOS
+
+State = dict[str, Tensor]
+
+TABLE = Path(__file__).with_name("official_models.tsv")
+
+# COCO's 80 classes: the id in its annotation files, the name.
+COCO = {
+    1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck", 9: "boat",
+    10: "traffic light", 11: "fire hydrant", 13: "stop sign", 14: "parking meter", 15: "bench", 16: "bird", 17: "cat",
+    18: "dog", 19: "horse", 20: "sheep", 21: "cow", 22: "elephant", 23: "bear", 24: "zebra", 25: "giraffe",
+    27: "backpack", 28: "umbrella", 31: "handbag", 32: "tie", 33: "suitcase", 34: "frisbee", 35: "skis",
+    36: "snowboard", 37: "sports ball", 38: "kite", 39: "baseball bat", 40: "baseball glove", 41: "skateboard",
+    42: "surfboard", 43: "tennis racket", 44: "bottle", 46: "wine glass", 47: "cup", 48: "fork", 49: "knife",
+    50: "spoon", 51: "bowl", 52: "banana", 53: "apple", 54: "sandwich", 55: "orange", 56: "broccoli", 57: "carrot",
+    58: "hot dog", 59: "pizza", 60: "donut", 61: "cake", 62: "chair", 63: "couch", 64: "potted plant", 65: "bed",
+    67: "dining table", 70: "toilet", 72: "tv", 73: "laptop", 74: "mouse", 75: "remote", 76: "keyboard",
+    77: "cell phone", 78: "microwave", 79: "oven", 80: "toaster", 81: "sink", 82: "refrigerator", 84: "book",
+    85: "clock", 86: "vase", 87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
+}  # fmt: skip
+
+
+class Official(NamedTuple):
+    """A row of the table: fps, box_ap and mask_ap are as published (one image at a time on a GTX 1080 Ti; val2017)."""
+
+    name: str
+    config: str
+    alias: str
+    repository: str
+    file: str
+    fps: str
+    box_ap: str
+    mask_ap: str
+    licence: str
+
+
+@functools.cache
+def official_models() -> tuple[Official, ...]:
+    """All rows of the table, those of BlendMask too, which do not load yet."""
+    with TABLE.open(newline="") as file:
+        return tuple(Official(**row) for row in csv.DictReader(file, delimiter="\t"))
+
+
+def loads(model: Official) -> bool:
+    """Whether this version has the model."""
+    return not model.name.startswith("BlendMask")
+
+
+def find_official(name: str) -> Official:
+    """The model of that name, alias or config path ("CondInst/MS_R_50_1x.yaml").
+
+    Errors: UserError for an unknown name, with those that come near, and for a model that is not here yet.
+    """
+    wanted = name.removeprefix("configs/").removesuffix(".yaml")
+    known: dict[str, Official] = {}
+    for model in official_models():
+        for key in (model.name, model.config.removesuffix(".yaml"), model.alias or model.name):
+            known[key] = model
+    if wanted not in known:
+        names = [model.name for model in official_models() if loads(model)]
+        near = difflib.get_close_matches(wanted, [key for key in known if loads(known[key])], n=3, cutoff=0.6)
+        raise UserError(
+            f"there is no official model {name!r}: "
+            + (f"near are {', '.join(near)}" if near else f"choose from {', '.join(names)}")
+        )
+    if not loads(known[wanted]):
+        raise UserError(f"{name} is a BlendMask, which comes with a later version of condinst_edu")
+    return known[wanted]
+
+
+# --------------------------------------------------------------------------------------------------------- the network
+
+# Means in the order red, green, blue; float32 as in the official code, so that float64 runs agree to the last digits.
+MEAN = tuple(float(np.float32(value)) / 255 for value in (123.675, 116.28, 103.53))
+REAL_TIME = {"levels": (3, 4, 5), "ranges": (64, 128)}
+
+
+def official_recipe(model: Official) -> Recipe:
+    """The arguments with which our constructors make the official network, and the size it is evaluated at."""
+    config = model.config.removesuffix(".yaml")
+    args: dict[str, Any] = {"mean": MEAN, "std": (1 / 255,) * 3}
+    if "DLA_34" in config:
+        args |= {"backbone": "dla34"}
+    else:
+        args |= {"backbone": "resnet101" if "R_101" in config else "resnet50"}
+        args["backbone_options"] = {"stride_in_1x1": True, "norm": "bn" if "syncbn" in config else "frozen_bn"}
+    if "BiFPN" in config:
+        args |= {"neck": "bifpn", "channels": 160}
+    if config.startswith("CondInst"):
+        # All positive locations are trained, up to 500 (there: of a GPU, here: of an image).
+        args |= {"sampling": "random", "mask_limit": 500, "semantic": config.endswith("_sem")}
+        return Recipe("condinst", args)
+    if "_RT/" not in config:
+        return Recipe("fcos", args)
+    head: dict[str, Any] = {"shared_towers": "shared_towers" in config}
+    if "bn_head" in config:
+        head["norm"] = "bn"
+    return Recipe("fcos", {**args, **REAL_TIME, "head": head}, test_short_side=512, max_size=736)
+
+
+HEAD = "proposal_generator.fcos_head."
+
+# From our names to the official ones; all that match are applied, in this order.
+RENAMES = [
+    (r"^fcos\.", ""),
+    (r"^backbone\.stem\.0\.", "backbone.bottom_up.stem.conv1."),
+    (r"^backbone\.stem\.1\.", "backbone.bottom_up.stem.conv1.norm."),
+    (r"^backbone\.stages\.(\d)\.", lambda m: f"backbone.bottom_up.res{int(m[1]) + 2}."),
+    (r"(\.res\d\.\d+)\.bn(\d)\.", r"\1.conv\2.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+    (r"^fpn\.(lateral|output)\.(\d)\.", lambda m: f"backbone.fpn_{m[1]}{int(m[2]) + 3}."),
+    (r"^fpn\.extra\.(\d)\.", lambda m: f"backbone.top_block.p{int(m[1]) + 6}."),
+    (r"^head\.class_tower\.(\d)\.(\d)\.", lambda m: f"{HEAD}cls_tower.{3 * int(m[1]) + int(m[2])}."),
+    (r"^head\.box_tower\.(\d)\.(\d)\.", lambda m: f"{HEAD}bbox_tower.{3 * int(m[1]) + int(m[2])}."),
+    (r"^head\.class_logits\.", f"{HEAD}cls_logits."),
+    (r"^head\.box_distances\.", f"{HEAD}bbox_pred."),
+    (r"^head\.centerness\.", f"{HEAD}ctrness."),
+    (r"^head\.scales\.", f"{HEAD}scales."),
+    (r"^head\.top\.", "controller."),
+    (r"^bottom\.", "mask_branch."),
+    (r"^semantic\.([01])\.", r"mask_branch.seg_head.\1."),
+    (r"^semantic\.2\.", "mask_branch.logits."),
+]  # fmt: skip
+
+# Tensors of official files that are no weights: constants, and counters of steps.
+NO_WEIGHTS = re.compile(r"(^|\.)(pixel_mean|pixel_std|_iter|sizes_of_interest|num_batches_tracked)$")
+
+
+def official_name(name: str) -> str:
+    """What the official code calls our tensor."""
+    for pattern, replacement in RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def official_shapes(model: FCOS | CondInst) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """All weights of a model: {official name: (our name, shape)}; each level's scale is a tensor there."""
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    head = model.fcos.head if isinstance(model, CondInst) else model.head
+    for name, tensor in model.state_dict().items():
+        if name.endswith("head.scales"):
+            for level in range(len(tensor)):
+                shapes[official_name(f"{name}.{level}.scale")] = (name, (1,))
+        elif not name.endswith("num_batches_tracked"):
+            key = official_name(name)
+            shapes[key.replace(".bbox_tower.", ".share_tower.") if head.shared_towers else key] = (name, tuple(tensor.shape))
+    return shapes
+
+
+def convert_state(state: Mapping[str, Any], model: nn.Module, source: str, name: str) -> State:
+    """Our state dict from an official one; `model` tells what is needed, and gives what official files may lack.
+
+    Errors: UserError names every tensor that is missing, unexpected or of another shape.
+    """
+    state = {re.sub(r"fcos_head\.centerness\.", "fcos_head.ctrness.", key): value for key, value in state.items()}
+    state = {key: value for key, value in state.items() if not NO_WEIGHTS.search(key)}
+    shapes = official_shapes(model)
+    problems = [f"{key} is missing" for key in shapes if key not in state]
+    problems += [f"{key} is unexpected" for key in state if key not in shapes]
+    for key, (_, shape) in shapes.items():
+        value = state.get(key)
+        if value is not None and not isinstance(value, Tensor):
+            problems.append(f"{key} is no tensor")
+        elif value is not None and tuple(value.shape) != shape:
+            problems.append(f"{key} has shape {tuple(value.shape)} instead of {shape}")
+    if problems:
+        raise UserError(f"{source} is no checkpoint of {name}: {', '.join(problems)}")
+    parts: dict[str, list[Tensor]] = {}
+    for key, (ours, _) in shapes.items():
+        parts.setdefault(ours, []).append(state[key].float())
+    tensors = {ours: part[0] if len(part) == 1 else torch.cat(part) for ours, part in parts.items()}
+    first = next(key for key in tensors if key.endswith("stem.0.weight"))
+    tensors[first] = tensors[first].flip(1)
+    if isinstance(model, CondInst):
+        inputs, width = model.mask_head.channels[:2]
+        rows = torch.arange(width * inputs).view(width, inputs)[:, :2].flatten()  # layer 1's weights on x and y
+        for key in ("fcos.head.top.weight", "fcos.head.top.bias"):
+            tensors[key] = tensors[key].clone()
+            tensors[key][rows] *= -1
+    return {**model.state_dict(), **tensors}  # the counters of batch norm stay at 0
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+def load_official(name: str, checkpoint: str | Path | None = None, num_classes: int | None = None) -> FCOS | CondInst:
+    """The official model of that name, in eval mode; see `open_official`."""
+    model = open_official(name, checkpoint, num_classes).model
+    assert isinstance(model, FCOS | CondInst)
+    return model
+
+
+def open_official(name: str, checkpoint: str | Path | None = None, num_classes: int | None = None) -> Trained:
+    """The official model of that name with its classes, COCO's.
+
+    name: see `find_official`; checkpoint: the authors' .pth, or our .safetensors made from it by `condinst-edu
+    convert`; None fetches the published file; num_classes: start a model for another class list, of labels 1 to K: the
+    classifier (and that of the semantic task) is new, all other weights are kept, and stderr says so.
+    Errors: UserError for an unknown name, and for a file that is missing, damaged or of another model.
+    """
+    official = find_official(name)
+    if num_classes is not None and num_classes < 1:
+        raise UserError(f"num_classes is at least 1, not {num_classes}")
+    path = fetch(official) if checkpoint is None else Path(checkpoint)
+    recipe = official_recipe(official)
+    if path.suffix == ".safetensors":
+        trained = load_model(path)
+        if plain(recipe)["model_args"] != trained.recipe["model_args"]:
+            raise UserError(f"{path} is no {official.name}: its model has other arguments")
+        model = trained.model
+    else:
+        model = build_model(recipe.model, len(COCO), recipe.model_args)
+        model.load_state_dict(convert_state(read_pth(path), model, str(path), official.name))
+    if num_classes is None:
+        return Trained(model.eval(), list(COCO), list(COCO.values()), plain(recipe))
+    fresh = build_model(recipe.model, num_classes, recipe.model_args)
+    classifiers = re.compile(r"(^|\.)(head\.class_logits|semantic\.2)\.")
+    kept = {key: tensor for key, tensor in model.state_dict().items() if not classifiers.search(key)}
+    fresh.load_state_dict({**fresh.state_dict(), **kept})
+    new = sorted(fresh.state_dict().keys() - kept.keys())
+    print(
+        f"{official.name}: new for {num_classes} classes are {', '.join(new)}; the rest is the authors'",
+        file=sys.stderr,
+    )
+    labels = list(range(1, num_classes + 1))
+    return Trained(fresh.eval(), labels, [f"class {label}" for label in labels], plain(recipe))
+
+
+def read_pth(path: Path) -> dict[str, Any]:
+    """The tensors of an official file, which has them under `model`; no code in it is run.
+
+    Errors: UserError for a file that is missing, damaged or holds more than tensors and plain data.
+    """
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise UserError(f"{path} cannot be read as tensors and plain data ({type(error).__name__})") from None
+    state = data.get("model", data) if isinstance(data, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(key, str) for key in state):
+        raise UserError(f"{path} holds no weights: expected a dictionary of tensors under 'model'")
+    return state
+
+
+def fetch(model: Official) -> Path:
+    """The published file, from the Hugging Face hub or its cache on this machine.
+
+    The environment variable HF_ENDPOINT names another hub. Errors: UserError where it can be had from neither.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    where = f"{model.repository}/{model.file}"
+    try:
+        return Path(hf_hub_download(model.repository, model.file, endpoint=os.environ.get("HF_ENDPOINT")))
+    except LocalEntryNotFoundError:
+        reason = "the Hugging Face hub cannot be reached, and it is not in the cache"
+    except Exception as error:  # the hub's client raises all kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise UserError(f"cannot fetch {where}: {reason.rstrip('.')}; a file that you have is taken by its path")
