@@ -1,0 +1,229 @@
+"""Our models with the official weights against numbers that the official code produced, from the image to every loss."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import official, official_json
+from official_model import as_image, official_model, official_numbers
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+CONDINST, FCOS_R50, BIFPN = "CondInst_MS_R_50_1x", "FCOS_R_50_1x", "CondInst_MS_R_50_BiFPN_3x_sem"
+SEMANTIC, REAL_TIME = "CondInst_MS_R_50_3x_sem", "FCOS_RT_MS_DLA_34_4x_syncbn_shared_towers"
+
+# What float32 may differ by, absolutely; beside it 1e-4 relatively. Convolutions computed in another order differ so.
+TOLERANCES = {
+    "input": 5e-4,
+    "fpn": 5e-4,
+    "cls_logits": 1e-3,
+    "bbox_reg": 1e-3,
+    "ctrness": 1e-3,
+    "top_feats": 5e-4,
+    "mask_head_params": 5e-4,
+    "mask_feats": 2e-3,
+    "mask_logits": 3e-2,
+    "mask_scores_s4": 5e-3,
+    "mask_inst_scores": 1e-4,
+    "mask_inst": 0,
+    "rel_coords": 1e-5,
+}
+
+Get = Callable[[str], Any]
+
+
+@pytest.fixture(scope="module")
+def get(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Get]:
+    """Models with the golden weights by name, each built once."""
+    models: dict[str, Any] = {}
+
+    def model_of(name: str) -> Any:
+        if name not in models:
+            models[name] = official_model(name, tmp_path_factory.mktemp("official"))
+        return models[name].eval()
+
+    yield model_of
+    models.clear()
+
+
+def close(key: str, ours: Tensor, expected: np.ndarray, atol: float, rtol: float) -> None:
+    expected_ = torch.from_numpy(np.asarray(expected)).double()
+    assert ours.shape == expected_.shape, f"{key}: {tuple(ours.shape)} instead of {tuple(expected_.shape)}"
+    excess = ((ours.double() - expected_).abs() - rtol * expected_.abs()).max().item() if expected_.numel() else 0
+    assert excess <= atol, f"{key} differs by {excess:.2e} more than {rtol:.0e} of its values, instead of {atol:.0e}"
+
+
+def statistics(x: Tensor) -> Tensor:
+    """Ten numbers of a tensor: mean, standard deviation, sum of absolute values, extremes, values at five places."""
+    flat = x.double().flatten()
+    places = torch.tensor([int((len(flat) - 1) * share) for share in (0, 0.25, 0.5, 0.75, 1)])
+    ten = [flat.mean(), flat.std(correction=0), flat.abs().sum(), flat.min(), flat.max(), *flat[places]]
+    return torch.stack(ten)
+
+
+def selection(numbers: dict[str, np.ndarray], key: str, x: Tensor) -> Tensor:
+    """The part of a whole tensor that the golden file holds under a key."""
+    if key.endswith("_ch"):
+        name = key.removesuffix("_ch")
+        if name.startswith("fpn"):
+            channels, step = numbers["fpn_channel_subset"], 1
+            if x.shape[-2] * x.shape[-1] > 6000:
+                channels, step = channels[:3], 4
+        else:
+            channels, step = numbers[f"{key}_index"], int(numbers[f"{name}_stride"])
+        x = x[:, torch.from_numpy(channels), ::step, ::step]
+    steps = numbers.get(f"{key}_subsampling", np.ones(0, int)).tolist()
+    for axis, step in enumerate(steps, start=x.dim() - len(steps)):
+        x = x.index_select(axis, torch.arange(0, x.shape[axis], step))
+    return x[: len(numbers[key])]
+
+
+def check_numbers(numbers: dict[str, np.ndarray], ours: dict[str, Any], factor: float = 1, rtol: float = 1e-4) -> int:
+    """Everything that a golden file holds of a network's inside; returns how many tensors were compared."""
+    compared = 0
+    for key, expected in numbers.items():
+        name = re.sub(r"(_ch|_stats)$", "", key)
+        if name not in ours or key.endswith(("_index", "_stride", "_subsampling")):
+            continue
+        tolerance = next(value for prefix, value in TOLERANCES.items() if name.startswith(prefix)) * factor
+        x = ours[name].detach()
+        if key.endswith("_stats"):
+            single = expected.ndim == 1
+            ten = statistics(x) if single else torch.stack([statistics(row) for row in x[: len(expected)]])
+            count = x.numel() if single else x[0].numel()
+            for i in range(10):
+                close(f"{key}[{i}]", ten[..., i], expected[..., i], tolerance * (count if i == 2 else 1), rtol)
+        else:
+            close(key, selection(numbers, key, x), expected, tolerance, rtol)
+        compared += 1
+    return compared
+
+
+def check_results(
+    numbers: dict[str, np.ndarray], found: list[dict[str, Tensor]], rles: Any = None, ties: bool = False
+) -> None:
+    """The same detections in the same order, boxes within 0.02 pixels; masks where they are known.
+
+    ties: scores that are the same but for rounding may come in another order.
+    """
+    for i, result in enumerate(found):
+        if ties:
+            close("scores", result["scores"], numbers[f"im{i}_scores"], 1e-4, 0)
+            result = reorder(result, numbers[f"im{i}_boxes"], numbers[f"im{i}_classes"] + 1)
+        assert result["labels"].tolist() == (numbers[f"im{i}_classes"] + 1).tolist()
+        close("boxes", result["boxes"], numbers[f"im{i}_boxes"], 0.02, 0)
+        close("scores", result["scores"], numbers[f"im{i}_scores"], 1e-4, 0)
+        if rles is None:
+            continue
+        expected = torch.stack([torch.from_numpy(coco_mask.decode(rle)).bool() for rle in rles[f"im{i}_rle"]])
+        masks = result["masks"][: len(expected)]
+        union = (masks | expected).sum(dim=(1, 2)).clamp(min=1)
+        wrong = (masks ^ expected).sum(dim=(1, 2))
+        # Of a mask of a few pixels, one that is as good as on the threshold is more than 0.005.
+        near = numbers.get(f"im{i}_mask_pixels_within_1e-3_of_half")
+        allowed = torch.zeros(len(masks)) if near is None else torch.from_numpy(near)[: len(masks)]
+        assert ((1 - wrong / union >= 0.995) | (wrong <= allowed)).all()
+        if near is not None:
+            areas = result["masks"].sum(dim=(1, 2))
+            off = (areas - torch.from_numpy(numbers[f"im{i}_mask_area"])).abs()
+            assert (off <= torch.maximum(torch.from_numpy(near), 0.005 * areas)).all()
+
+
+def reorder(result: dict[str, Tensor], boxes: np.ndarray, labels: np.ndarray) -> dict[str, Tensor]:
+    """The detections in the order of those given, each of which takes the nearest box of its class."""
+    distance = (result["boxes"] - torch.from_numpy(boxes)[:, None]).abs().amax(dim=2)
+    other = result["labels"] != torch.from_numpy(labels)[:, None]
+    index = distance.masked_fill(other, torch.inf).argmin(dim=1)
+    assert len(set(index.tolist())) == len(index) == len(result["labels"])
+    return {key: value[index] for key, value in result.items()}
+
+
+def read_input(name: str) -> tuple[np.ndarray, tuple[int, int]]:
+    if name.endswith("_800"):
+        file = official(f"inputs_{name}.npz")
+        rgb, size = file["rgb"], file["out_hw"]
+    else:
+        file = official("inputs_small.npz")
+        rgb, size = file[f"{name}_rgb"], file[f"{name}_out_hw"]
+    return rgb, (int(size[0]), int(size[1]))
+
+
+# --------------------------------------------------------------------------------------------------------- inference
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # pycocotools under numpy 2
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        (FCOS_R50, "synthA"),
+        (FCOS_R50, "photo2_small"),
+        pytest.param(FCOS_R50, "photo2_800", marks=SLOW),
+        (CONDINST, "synthA"),
+        (CONDINST, "photo2_small"),
+        pytest.param(CONDINST, "photo2_800", marks=SLOW),
+        (SEMANTIC, "synthA"),
+        (BIFPN, "synthA"),
+        (BIFPN, "photo2_small"),
+        pytest.param(BIFPN, "photo2_800", marks=SLOW),
+        (REAL_TIME, "synthA"),
+        (REAL_TIME, "photo2_small"),
+    ],
+)
+def test_inference(get: Get, name: str, image: str) -> None:
+    """Every map, the controller's output, the bottom features, and the detections: one image, padded or not."""
+    numbers = official(f"infer_{name}_{image}.npz")
+    rles = official_json(f"infer_{name}_{image}.json") if name.startswith("CondInst") else None
+    rgb, size = read_input(image)
+    with torch.no_grad():
+        ours = official_numbers(get(name), [as_image(rgb)], [size])
+    compared = check_numbers(numbers, ours, 2.5 if name == BIFPN else 1)
+    assert compared >= 15
+    check_results(numbers, ours["found"], rles)
+
+
+VARIANTS = {
+    "lowthr": {"score_threshold": 0.015, "detections": -1},
+    "smalltopk": {"candidates": 40, "detections": 25, "nms_threshold": 0.35, "score_threshold": 0.02},
+    "ctrthresh": {"threshold_product": True},
+    "noctrthresh": {"threshold_product": False},
+}
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [(FCOS_R50, "ctrthresh"), (FCOS_R50, "lowthr"), (CONDINST, "lowthr"), (CONDINST, "noctrthresh")],
+)
+def test_inference_with_other_thresholds(
+    get: Get, monkeypatch: pytest.MonkeyPatch, name: str, variant: str
+) -> None:
+    numbers = official(f"infer_{name}_synthA_{variant}.npz")
+    rles = official_json(f"infer_{name}_synthA_{variant}.json") if name == CONDINST else None
+    model = get(name)
+    for option, value in VARIANTS[variant].items():
+        monkeypatch.setattr(getattr(model, "fcos", model), option, value)
+    rgb, size = read_input("synthA")
+    with torch.no_grad():
+        found = model([as_image(rgb)], output_sizes=[size])
+    check_results(numbers, found, rles, ties=variant == "lowthr")
+
+
+@pytest.mark.parametrize("name", [FCOS_R50, CONDINST, pytest.param(BIFPN, marks=SLOW)])
+def test_inference_in_float64(get: Get, name: str) -> None:
+    """Where rounding does not hide a difference; what is left is the official pixel means in float32, which are ours."""
+    numbers = official(f"infer64_{name}_synthA.npz")
+    rgb, size = read_input("synthA")
+    model = get(name).double()
+    try:
+        with torch.no_grad():
+            ours = official_numbers(model, [as_image(rgb, torch.float64)], [size])
+    finally:
+        model.float()
+    assert check_numbers(numbers, ours, 1e-5, 1e-9) >= 15
+    check_results(numbers, ours["found"])
