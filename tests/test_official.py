@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import official, official_json
-from official_model import as_image, official_model, official_numbers
+from official_model import as_image, flip_coordinates, official_model, official_numbers
 from pycocotools import mask as coco_mask
 from torch import Tensor
+
+from condinst_edu.fcos import Assignment, Outputs
+from condinst_edu.official import official_shapes
 
 CONDINST, FCOS_R50, BIFPN = "CondInst_MS_R_50_1x", "FCOS_R_50_1x", "CondInst_MS_R_50_BiFPN_3x_sem"
 SEMANTIC, REAL_TIME = "CondInst_MS_R_50_3x_sem", "FCOS_RT_MS_DLA_34_4x_syncbn_shared_towers"
@@ -227,3 +230,120 @@ def test_inference_in_float64(get: Get, name: str) -> None:
         model.float()
     assert check_numbers(numbers, ours, 1e-5, 1e-9) >= 15
     check_results(numbers, ours["found"])
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+LOSSES = {
+    "loss_fcos_cls": "loss_class",
+    "loss_fcos_loc": "loss_box",
+    "loss_fcos_ctr": "loss_centerness",
+    "loss_mask": "loss_mask",
+    "loss_sem": "loss_semantic",
+}
+
+
+def training_batch(name: str, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Images and targets of a batch of the golden inputs."""
+    file = official("train_inputs.npz")
+    count = sum(f"{name}{i}_rgb" in file for i in range(2))
+    targets = [
+        {
+            "boxes": torch.from_numpy(file[f"{name}{i}_boxes"]),
+            "labels": torch.from_numpy(file[f"{name}{i}_classes"]) + 1,
+            "masks": torch.from_numpy(file[f"{name}{i}_masks"]),
+        }
+        for i in range(count)
+    ]
+    return [as_image(file[f"{name}{i}_rgb"], dtype) for i in range(count)], targets
+
+
+def train_step(model: Any, dtype: torch.dtype = torch.float32) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Losses and gradients of batch A under their official names; the model's buffers move on as in training."""
+    images, targets = training_batch("A", dtype)
+    model.train().zero_grad(set_to_none=True)
+    losses = model(images, targets)
+    sum(losses.values()).backward()
+    names = {ours: theirs for theirs, ours in LOSSES.items()}
+    gradients = {}
+    parameters = dict(model.named_parameters())
+    for theirs, (ours, shape) in official_shapes(model).items():
+        if (parameter := parameters.get(ours)) is not None and parameter.grad is not None:
+            part = parameter.grad
+            gradients[theirs] = part[int(theirs.split(".")[-2])].view(1) if theirs.endswith(".scale") else part.clone()
+            assert tuple(gradients[theirs].shape) == shape
+    model.zero_grad(set_to_none=True)
+    return {names[key]: loss.item() for key, loss in losses.items()}, gradients
+
+
+def by_object(assignment: Assignment, outputs: Outputs, limit: int) -> tuple[Tensor, Tensor]:
+    """The official sampler TOPK_PROPOSALS_PER_IM: of each object equally many locations, by the best class's score."""
+    score = outputs.logits.sigmoid().amax(dim=2) * outputs.centerness.sigmoid()
+    chosen = torch.zeros_like(assignment.labels, dtype=torch.bool)
+    for i, labels in enumerate(assignment.labels):
+        objects = assignment.matched[i][labels > 0].unique().tolist()
+        for number in objects:
+            index = ((labels > 0) & (assignment.matched[i] == number)).nonzero().flatten()
+            best = score[i, index].argsort(descending=True)[: max(limit // len(objects), 1)]
+            chosen[i, index[best]] = True
+    most = int(chosen.sum(dim=1).max())
+    index = chosen.int().topk(most, dim=1).indices
+    return index, chosen.gather(1, index)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [(FCOS_R50, ""), (CONDINST, ""), (CONDINST, "_nolimit"), (CONDINST, "_topk16"), (SEMANTIC, ""), (BIFPN, "")],
+)
+@pytest.mark.slow
+def test_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, variant: str) -> None:
+    """Every loss, the gradient of every trainable parameter, and what batch norm remembers, on two padded images."""
+    expected = official_json(f"train_{name}_A{variant}.json")
+    numbers = official(f"train_{name}_A{variant}.npz")
+    model = official_model(name, tmp_path)
+    if variant == "_topk16":
+        monkeypatch.setattr(
+            "condinst_edu.condinst.sample_locations", lambda outputs, assignment, *_: by_object(assignment, outputs, 16)
+        )
+    losses, gradients = train_step(model)
+    assert losses.keys() == expected["losses"].keys() - {"total"}
+    for key, loss in losses.items():
+        assert loss == pytest.approx(expected["losses"][key], abs=1e-4), key
+    relative = 2e-2 if name == BIFPN else 5e-3
+    check_gradients(expected["grad_norms"], gradients, relative)
+    for key, head in numbers.items():
+        if key.startswith("grad_head64:"):
+            check_gradient_head(model, key.split(":")[1], gradients, head, relative)
+        elif key.startswith("after:") and not key.endswith("_iter"):
+            ours = model.state_dict()[official_shapes(model)[key.split(":")[1]][0]]
+            close(key, ours, head, 1e-4, 1e-4)
+
+
+def check_gradients(expected: dict[str, float], gradients: dict[str, Tensor], relative: float) -> None:
+    """The same parameters are trained, with gradients of the same lengths."""
+    assert gradients.keys() == expected.keys()
+    rounding = 1e-6 * sum(norm**2 for norm in expected.values()) ** 0.5  # a bias before batch norm has none at all
+    for key, norm in expected.items():
+        assert gradients[key].norm().item() == pytest.approx(norm, rel=relative, abs=rounding), key
+
+
+def check_gradient_head(
+    model: Any, name: str, gradients: dict[str, Tensor], expected: np.ndarray, relative: float
+) -> None:
+    """The first numbers of a gradient themselves, relative to the gradient's mean size."""
+    gradient = gradients[name]
+    if name.startswith("controller."):
+        gradient = flip_coordinates(model, gradient.movedim(0, -1)).movedim(-1, 0)
+    size = gradient.norm().item() / gradient.numel() ** 0.5
+    close(name, gradient.flatten()[: len(expected)], expected, 5 * relative * size, relative)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [FCOS_R50, CONDINST, SEMANTIC, BIFPN])
+def test_training_in_float64(tmp_path: Path, name: str) -> None:
+    """The official code computes its focal and centre-ness losses in float32 in any case, and their gradients."""
+    expected = official_json("train64_A.json")[name]
+    losses, gradients = train_step(official_model(name, tmp_path).double(), torch.float64)
+    for key, loss in losses.items():
+        assert loss == pytest.approx(expected["losses_float64"][key], abs=3e-6), key
+    check_gradients(expected["grad_norms_float64"], gradients, 1e-5)
