@@ -20,6 +20,7 @@ from torchvision.ops import batched_nms, sigmoid_focal_loss
 
 from condinst_edu.coordinates import locations, mass_centers, neighbours
 from condinst_edu.layers.backbones import Backbone, build_backbone
+from condinst_edu.layers.bifpn import BiFPN
 from condinst_edu.layers.blocks import Norm, conv_block
 from condinst_edu.layers.fpn import FPN
 from condinst_edu.layers.images import Batch, Size, make_batch
@@ -339,8 +340,9 @@ class FCOS(nn.Module):
     """The whole detector, in torchvision's interface.
 
     num_classes: K; backbone, backbone_options: see `build_backbone`; levels: of the pyramid (level l has stride 2^l);
-    head_from: the first level that the head is applied to (None: all); channels: of the pyramid and the towers; ranges:
-    upper ends in pixels of all the head's levels' ranges but the last; center:
+    neck: what makes the pyramid, "fpn" or "bifpn"; neck_options: further arguments of FPN or BiFPN; head_from: the
+    first level that the head is applied to (None: all); channels: of the pyramid and the towers; ranges: upper ends in
+    pixels of all the head's levels' ranges but the last; center:
     "box", or "mass" for the mass centre of the mask (CondInst); radius: of the centre region, in strides;
     score_threshold, threshold_product: see `select_candidates`; candidates: per level before NMS; nms_threshold: IoU;
     detections: per image at most; head: further arguments of FCOSHead; mean, std: of RGB in [0, 1].
@@ -358,6 +360,8 @@ class FCOS(nn.Module):
         backbone_options: Mapping[str, Any] | None = None,
         levels: Sequence[int] = (3, 4, 5, 6, 7),
         channels: int = 256,
+        neck: Literal["fpn", "bifpn"] = "fpn",
+        neck_options: Mapping[str, Any] | None = None,
         head_from: int | None = None,
         ranges: Sequence[float] = (64, 128, 256, 512),
         center: Literal["box", "mass"] = "box",
@@ -381,9 +385,12 @@ class FCOS(nn.Module):
             raise ValueError(f"ranges must be rising numbers of pixels: {tuple(ranges)}")
         if center not in ("box", "mass"):
             raise ValueError(f"center must be 'box' or 'mass', not {center!r}")
+        necks: dict[str, type[nn.Module]] = {"fpn": FPN, "bifpn": BiFPN}
+        if neck not in necks:
+            raise ValueError(f"neck must be 'fpn' or 'bifpn', not {neck!r}")
         self.backbone: Backbone = build_backbone(backbone, **(backbone_options or {}))
         self.strides = tuple(2**level for level in head_levels)
-        self.fpn = FPN(self.backbone.channels, channels, levels)
+        self.fpn = necks[neck](self.backbone.channels, channels, levels, **(neck_options or {}))
         self.head = FCOSHead(channels, num_classes, self.strides, **(head or {}))
         self.ranges = list(zip((-1, *ranges), (*ranges, torch.inf), strict=True))
         self.center, self.radius, self.giou_smooth = center, radius, giou_smooth

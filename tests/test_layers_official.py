@@ -1,0 +1,320 @@
+"""Pieces that only the official models need (BiFPN, DLA-34, ...): naive forms, and the official models' own numbers."""
+
+import re
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import (
+    check_gradients,
+    official,
+    official_json,
+    random_targets,
+    same,
+    seeded,
+    tiny_condinst,
+    tiny_fcos,
+)
+from torch import Tensor, nn
+
+from condinst_edu.condinst import CondInst
+from condinst_edu.fcos import FCOS
+from condinst_edu.layers import BiFPN
+from condinst_edu.layers.images import make_batch
+
+# ------------------------------------------------------------------- the official models' weights and names of tensors
+
+GAINS = [  # standard deviation of a convolution's weights times sqrt(fan-in): the first name that is found
+    (r"(stem\.conv1|base_layer\.0)\.weight$", 1.7 / 64),
+    (r"\.conv3\.weight$", 0.7),
+    (r"(fpn_lateral\d|fpn_output\d)\.weight$", 0.6),
+    (r"controller\.weight$", 0.9),
+    (r"top_block\.p\d\.weight$", 1.0),
+    (r"\.outputs_f\d_[\d_]+\.weight$", 1.95),
+    (r"", 1.7),
+]
+BIASES = [  # mean and standard deviation
+    (r"cls_logits\.bias$", -6.4, 0.3),
+    (r"bbox_pred\.bias$", 2.5, 0.3),
+    (r"mask_branch\.logits\.bias$", -4.0, 0.3),
+    (r"", 0.0, 0.1),
+]
+
+
+def fill(name: str, shape: Sequence[int]) -> Tensor:
+    """The tensor with which the official numbers were made: it depends on its official name and its shape alone."""
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf == "num_batches_tracked":
+        return torch.zeros(tuple(shape), dtype=torch.int64)
+    z = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+    if leaf == "bias":
+        mean, std = next(numbers for pattern, *numbers in BIASES if re.search(pattern, name))
+        z = mean + std * z
+    elif leaf == "weight" and len(shape) == 4:
+        gain = next(gain for pattern, gain in GAINS if re.search(pattern, name))
+        z = (z - z.mean(axis=(1, 2, 3), keepdims=True)) * (gain / np.sqrt(np.prod(shape[1:])))
+    elif leaf in ("weight", "scale") or leaf.startswith("weights_f"):
+        z = 1 + {"weight": 0.1, "scale": 0.15}.get(leaf, 0.3) * z
+    else:
+        z = {"running_mean": 0.1 * z, "running_var": np.exp(0.2 * z)}[leaf]
+    return torch.from_numpy(np.asarray(z, dtype=np.float32))
+
+
+RESNET = [  # official name -> ours
+    (r"stem\.conv1\.norm", "stem.1"),
+    (r"stem\.conv1", "stem.0"),
+    (r"res(\d)\.(\d+)\.", lambda m: f"stages.{int(m[1]) - 2}.{m[2]}."),
+    (r"shortcut\.norm", "downsample.1"),
+    (r"shortcut", "downsample.0"),
+    (r"conv(\d)\.norm", r"bn\1"),
+    (r"conv2_offset", "conv2.offset"),
+]
+BIFPN = [
+    (r"^backbone\.bottom_up\.res6\.reduction\.norm", "fpn.extra.1"),
+    (r"^backbone\.bottom_up\.res6\.reduction", "fpn.extra.0"),
+    (r"^backbone\.bottom_up\.backbone", "backbone"),
+    (r"^backbone\.repeated_bifpn\.0\.lateral_(\d)_f\d\.norm", r"fpn.lateral.\1.1"),
+    (r"^backbone\.repeated_bifpn\.0\.lateral_(\d)_f\d", r"fpn.lateral.\1.0"),
+    (r"^backbone\.repeated_bifpn\.(\d)\.(weights|outputs)_f(\d)_([\d_]+)", lambda m: bifpn_node(*m.groups())),
+    (r"conv\.0\.norm", "conv.1"),
+]
+FPN = [
+    (r"^backbone\.fpn_(lateral|output)(\d)", lambda m: f"fpn.{m[1]}.{int(m[2]) - 3}"),
+    (r"^backbone\.bottom_up", "backbone"),
+]
+HEAD = [
+    (r"^proposal_generator\.fcos_head\.", "head."),
+    (r"(cls|bbox|share)_tower\.(\d+)", lambda m: f"{m[1]}_tower.{int(m[2]) // 3}.{int(m[2]) % 3}"),
+    (r"cls_tower", "class_tower"),
+    (r"(bbox|share)_tower", "box_tower"),
+    (r"cls_logits", "class_logits"),
+    (r"bbox_pred", "box_distances"),
+    (r"ctrness", "centerness"),
+]
+CONDINST = [
+    (r"^controller", "head.top"),
+    (r"^(backbone|fpn|head)\.", r"fcos.\1."),
+    (r"^mask_branch\.seg_head\.", "semantic."),
+    (r"^mask_branch\.logits", "semantic.2"),
+    (r"^mask_branch", "bottom"),
+]
+
+
+def bifpn_node(number: str, kind: str, level: str, inputs: str) -> str:
+    """The official nodes are named by their level, and by which maps they read (0 to 4 are those of the pass)."""
+    downwards = len(inputs.split("_")) == 2 and level != "4"
+    place = f"down.{level}" if downwards else f"up.{int(level) - 1}"
+    return f"fpn.passes.{number}.{place}.{'weights' if kind == 'weights' else 'conv.0'}"
+
+
+def our_name(name: str, rules: Sequence[tuple[str, Any]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def fill_model(model: nn.Module, config: str, rules: Sequence[tuple[str, Any]], unused: str = r"^$") -> None:
+    """Official weights for the whole model; every tensor of it must be in the official list, and the other way round.
+
+    unused: official tensors that change no output.
+    """
+    tensors: dict[str, Tensor] = {}
+    scales: list[Tensor] = []
+    for name, shape, _ in official_json(f"manifest_{config}.json"):
+        if re.search(r"^mask_head\.|num_batches_tracked$|" + unused, name):
+            continue
+        if name.endswith(".scale"):
+            scales.append(fill(name, shape))
+        else:
+            ours = our_name(name, rules)
+            assert ours not in tensors, f"{name} is a second {ours}"
+            tensors[ours] = fill(name, shape)
+    if scales:
+        tensors["fcos.head.scales" if isinstance(model, CondInst) else "head.scales"] = torch.cat(scales)
+    state = {name: x for name, x in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    assert state.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert state[name].shape == value.shape, name
+    model.load_state_dict(tensors, strict=False)
+
+
+BGR: dict[str, Any] = {"mean": (103.53, 116.28, 123.675), "std": (1, 1, 1)}  # what the official backbones take
+
+
+def official_image(name: str) -> Tensor:
+    return torch.from_numpy(official("inputs_small.npz")[f"{name}_rgb"][..., ::-1].copy()).permute(2, 0, 1).float()
+
+
+TOLERANCES = {"fpn": 5e-4, "cls_logits": 1e-3, "bbox_reg": 1e-3, "ctrness": 1e-3, "top_feats": 5e-4, "mask_feats": 2e-3}
+
+
+def network_outputs(model: FCOS, image: Tensor) -> dict[str, Tensor]:
+    """The pyramid's maps and the head's outputs by their official names, each (1, C, H, W)."""
+    with torch.no_grad():
+        pyramid, points, outputs = model.run(make_batch([image], model.mean, model.std, model.divisor))
+        fields = {"cls_logits": outputs.logits, "bbox_reg": outputs.distances, "ctrness": outputs.centerness[..., None]}
+        if model.head.top is not None:
+            fields["top_feats"] = model.head.top_at(outputs, points, 0, torch.arange(len(points.xy)))[None]
+    maps = {f"fpn_p{level}": x for level, x in zip(model.levels, pyramid, strict=True)}
+    for name, field in fields.items():
+        for level, x in enumerate(pyramid):
+            maps[f"{name}_{level}"] = field[:, points.level == level].mT.unflatten(2, x.shape[-2:])
+    return maps
+
+
+def check_maps(maps: dict[str, Tensor], numbers: dict[str, np.ndarray], tolerance: float | None = None) -> None:
+    """All maps against the stored parts of the official ones, within the tolerances of the official README or this."""
+    for name, x in maps.items():
+        key = name if name in numbers else f"{name}_ch"
+        if key != name:
+            x = x[:, numbers.get(f"{key}_index", numbers["fpn_channel_subset"])]
+        if f"{name}_stride" in numbers:
+            x = x[..., :: numbers[f"{name}_stride"], :: numbers[f"{name}_stride"]]
+        for dim, step in enumerate(reversed(numbers.get(f"{key}_subsampling", ())), start=1):
+            x = x.movedim(-dim, 0)[:: int(step)].movedim(0, -dim)
+        kind = re.sub(r"_p?\d$", "", name)
+        close(x, numbers[key], TOLERANCES[kind] if tolerance is None else tolerance, tolerance)
+
+
+def close(found: Tensor, expected: np.ndarray, atol: float, rtol: float | None = None) -> None:
+    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-4 if rtol is None else rtol, atol=atol)
+
+
+# -------------------------------------------------------------------------------------------------------------- BiFPN
+
+
+def naive_up(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Nearest: cell (i, j) of the result reads the cell that its upper left corner lies in."""
+    rows = [i * x.shape[-2] // size[0] for i in range(size[0])]
+    columns = [j * x.shape[-1] // size[1] for j in range(size[1])]
+    return x[..., rows, :][..., columns]
+
+
+def naive_halve(x: Tensor) -> Tensor:
+    """Cell (i, j) is the largest of the 3x3 cells around (2 i, 2 j) that there are."""
+    height, width = x.shape[-2:]
+    rows = [x[..., max(i - 1, 0) : i + 2, :].amax(dim=-2) for i in range(0, height, 2)]
+    x = torch.stack(rows, dim=-2)
+    return torch.stack([x[..., max(j - 1, 0) : j + 2].amax(dim=-1) for j in range(0, width, 2)], dim=-1)
+
+
+def naive_fusion(node: Any, maps: list[Tensor]) -> Tensor:
+    w = [max(value, 0) for value in node.weights.tolist()]
+    x = sum(w[i] / (sum(w) + 1e-4) * maps[i] for i in range(len(w)))
+    assert isinstance(x, Tensor)
+    return node.conv[1](F.conv2d(x * torch.sigmoid(x), node.conv[0].weight, padding=1))
+
+
+def naive_bifpn(neck: Any, features: dict[int, Tensor]) -> list[Tensor]:
+    """Levels 3 to 7 of a backbone that ends with C5, node by node."""
+    p3, p4, p5 = (lateral(features[level]) for lateral, level in zip(neck.lateral, (3, 4, 5), strict=True))
+    p6 = naive_halve(neck.extra[1](F.conv2d(features[5], neck.extra[0].weight)))
+    p7 = naive_halve(p6)
+    for one in neck.passes:
+        down, up = one.down, one.up
+        d6 = naive_fusion(down[3], [p6, naive_up(p7, p6.shape[-2:])])
+        d5 = naive_fusion(down[2], [p5, naive_up(d6, p5.shape[-2:])])
+        d4 = naive_fusion(down[1], [p4, naive_up(d5, p4.shape[-2:])])
+        p3 = naive_fusion(down[0], [p3, naive_up(d4, p3.shape[-2:])])
+        p4 = naive_fusion(up[0], [p4, d4, naive_halve(p3)])
+        p5 = naive_fusion(up[1], [p5, d5, naive_halve(p4)])
+        p6 = naive_fusion(up[2], [p6, d6, naive_halve(p5)])
+        p7 = naive_fusion(up[3], [p7, naive_halve(p6)])
+    return [p3, p4, p5, p6, p7]
+
+
+@pytest.mark.parametrize("size", [(12, 20), (4, 36), (20, 4)])
+@pytest.mark.parametrize("training", [False, True])
+def test_bifpn_by_nodes(size: tuple[int, int], training: bool) -> None:
+    """Odd sizes at the top, a map of one row, weights below 0, and statistics of its own at every norm."""
+    torch.manual_seed(0)
+    height, width = size
+    sizes = {2: (2 * height, 2 * width), 3: size, 4: (height // 2, width // 2), 5: (height // 4, width // 4)}
+    features = {level: torch.randn(2, 3 + level, *s).double() for level, s in sizes.items()}
+    neck = BiFPN({2: 5, 3: 6, 4: 7, 5: 8}, 4, (3, 4, 5, 6, 7), repeats=3).double().train(training)
+    with torch.no_grad():
+        for parameter in neck.parameters():
+            parameter.add_(0.6 * torch.randn(parameter.shape))
+    assert any((x < 0).any() for name, x in neck.named_parameters() if name.endswith("weights"))
+    result = neck(features)
+    for ours, expected in zip(result, naive_bifpn(neck, features), strict=True):
+        same(ours.detach(), expected.detach(), 1e-11)
+
+
+def test_bifpn_of_other_levels() -> None:
+    features = {3: torch.randn(1, 8, 10, 14), 4: torch.randn(1, 12, 5, 7), 5: torch.randn(1, 16, 3, 4)}
+    channels = {level: x.shape[1] for level, x in features.items()}
+    for levels in ([3, 4], [4, 5, 6], [3, 4, 5], [5, 6]):
+        neck = BiFPN(channels, 4, levels, repeats=2)
+        shapes = [x.shape for x in neck(features)]
+        assert shapes[0] == (1, 4, *features[levels[0]].shape[-2:])
+        assert len(shapes) == len(levels)
+        assert (neck.extra is None) == (levels[-1] < 6)
+    for wrong in ([3], [3, 5], [6, 7], []):
+        with pytest.raises(ValueError, match="two levels or more that rise by one"):
+            BiFPN(channels, 4, wrong)
+
+
+def test_models_take_a_neck() -> None:
+    """Whole models with BiFPN train: every parameter has a gradient."""
+    torch.manual_seed(0)
+    model = tiny_condinst(neck="bifpn", neck_options={"repeats": 2}, levels=(3, 4, 5, 6), ranges=(32, 64, 96))
+    assert isinstance(model.fcos.fpn, BiFPN)
+    assert len(model.fcos.fpn.passes) == 2
+    images = [torch.rand(3, 96, 160, generator=seeded(0)), torch.rand(3, 128, 130, generator=seeded(1))]
+    targets = [random_targets(6, (x.shape[1], x.shape[2]), seeded(i)) for i, x in enumerate(images)]
+    check_gradients(lambda: sum(model(images, targets).values()), model, all_nonzero=False)
+    assert [len(result["masks"]) for result in model.eval()(images)] == [0, 0]  # untrained
+    with pytest.raises(ValueError, match="neck must be 'fpn' or 'bifpn', not 'pan'"):
+        tiny_fcos(neck="pan")
+
+
+OFFICIAL_BIFPN: dict[str, Any] = {
+    "backbone": "resnet50",
+    "backbone_options": {"stride_in_1x1": True},
+    "neck": "bifpn",
+    "channels": 160,
+    "semantic": True,
+}
+
+
+def official_bifpn(dtype: torch.dtype) -> CondInst:
+    model = CondInst(**OFFICIAL_BIFPN, **BGR).eval()
+    fill_model(model, "CondInst_MS_R_50_BiFPN_3x_sem", [*BIFPN, *RESNET, *HEAD, *CONDINST])
+    return model.to(dtype)
+
+
+def condinst_outputs(model: CondInst, image: Tensor) -> dict[str, Tensor]:
+    maps = network_outputs(model.fcos, image)
+    with torch.no_grad():
+        maps["mask_feats"] = model.bottom([maps[f"fpn_p{level}"] for level in model.fcos.levels])
+    return maps
+
+
+@pytest.mark.parametrize("name", ["synthA", pytest.param("photo2_small", marks=pytest.mark.slow)])
+def test_bifpn_against_the_official_code(name: str) -> None:
+    """CondInst up to the mask head, whose parameters the official controller gives in another order than ours."""
+    numbers = official(f"infer_CondInst_MS_R_50_BiFPN_3x_sem_{name}.npz")
+    model, image = official_bifpn(torch.float32), official_image(name)
+    check_maps(condinst_outputs(model, image), numbers)
+    output_size = tuple(official("inputs_small.npz")[f"{name}_out_hw"].tolist())
+    with torch.no_grad():
+        (result,) = model([image], output_sizes=[output_size])
+    check_detections(result, numbers)
+
+
+def check_detections(result: dict[str, Tensor], numbers: dict[str, np.ndarray]) -> None:
+    assert (result["labels"] - 1).tolist() == numbers["im0_classes"].tolist()
+    close(result["boxes"], numbers["im0_boxes"], 0.02)
+    close(result["scores"], numbers["im0_scores"], 1e-4)
+
+
+@pytest.mark.slow
+def test_bifpn_in_float64_against_the_official_code() -> None:
+    model = official_bifpn(torch.float64)
+    numbers = official("infer64_CondInst_MS_R_50_BiFPN_3x_sem_synthA.npz")
+    check_maps(condinst_outputs(model, official_image("synthA").double()), numbers, 1e-9)
