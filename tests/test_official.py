@@ -203,9 +203,7 @@ VARIANTS = {
     ("name", "variant"),
     [(FCOS_R50, "ctrthresh"), (FCOS_R50, "lowthr"), (CONDINST, "lowthr"), (CONDINST, "noctrthresh")],
 )
-def test_inference_with_other_thresholds(
-    get: Get, monkeypatch: pytest.MonkeyPatch, name: str, variant: str
-) -> None:
+def test_inference_with_other_thresholds(get: Get, monkeypatch: pytest.MonkeyPatch, name: str, variant: str) -> None:
     numbers = official(f"infer_{name}_synthA_{variant}.npz")
     rles = official_json(f"infer_{name}_synthA_{variant}.json") if name == CONDINST else None
     model = get(name)
@@ -309,14 +307,11 @@ def test_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, va
     assert losses.keys() == expected["losses"].keys() - {"total"}
     for key, loss in losses.items():
         assert loss == pytest.approx(expected["losses"][key], abs=1e-4), key
-    relative = 2e-2 if name == BIFPN else 5e-3
-    check_gradients(expected["grad_norms"], gradients, relative)
-    for key, head in numbers.items():
-        if key.startswith("grad_head64:"):
-            check_gradient_head(model, key.split(":")[1], gradients, head, relative)
-        elif key.startswith("after:") and not key.endswith("_iter"):
+    check_gradients(expected["grad_norms"], gradients, 2e-2 if name == BIFPN else 5e-3)
+    for key, after in numbers.items():
+        if key.startswith("after:") and not key.endswith("_iter"):
             ours = model.state_dict()[official_shapes(model)[key.split(":")[1]][0]]
-            close(key, ours, head, 1e-4, 1e-4)
+            close(key, ours, after, 1e-4, 1e-4)
 
 
 def check_gradients(expected: dict[str, float], gradients: dict[str, Tensor], relative: float) -> None:
@@ -327,15 +322,16 @@ def check_gradients(expected: dict[str, float], gradients: dict[str, Tensor], re
         assert gradients[key].norm().item() == pytest.approx(norm, rel=relative, abs=rounding), key
 
 
-def check_gradient_head(
-    model: Any, name: str, gradients: dict[str, Tensor], expected: np.ndarray, relative: float
-) -> None:
-    """The first numbers of a gradient themselves, relative to the gradient's mean size."""
-    gradient = gradients[name]
-    if name.startswith("controller."):
-        gradient = flip_coordinates(model, gradient.movedim(0, -1)).movedim(-1, 0)
-    size = gradient.norm().item() / gradient.numel() ** 0.5
-    close(name, gradient.flatten()[: len(expected)], expected, 5 * relative * size, relative)
+def check_first_entries(model: Any, gradients: dict[str, Tensor], numbers: dict[str, np.ndarray], atol: float) -> None:
+    """The first 64 entries of some gradients themselves; atol: of the difference's length, relative to theirs."""
+    for key, entries in numbers.items():
+        if key.startswith("grad_head64:"):
+            name, expected = key.split(":")[1], torch.from_numpy(entries).double()
+            gradient = gradients[name]
+            if name.startswith("controller."):
+                gradient = flip_coordinates(model, gradient.movedim(0, -1)).movedim(-1, 0)
+            difference = gradient.flatten()[: len(expected)] - expected
+            assert difference.norm() <= atol * expected.norm(), name
 
 
 @pytest.mark.slow
@@ -343,7 +339,10 @@ def check_gradient_head(
 def test_training_in_float64(tmp_path: Path, name: str) -> None:
     """The official code computes its focal and centre-ness losses in float32 in any case, and their gradients."""
     expected = official_json("train64_A.json")[name]
-    losses, gradients = train_step(official_model(name, tmp_path).double(), torch.float64)
+    model = official_model(name, tmp_path).double()
+    losses, gradients = train_step(model, torch.float64)
     for key, loss in losses.items():
         assert loss == pytest.approx(expected["losses_float64"][key], abs=3e-6), key
-    check_gradients(expected["grad_norms_float64"], gradients, 1e-5)
+    check_gradients(expected["grad_norms_float64"], gradients, 1e-4 if name == BIFPN else 1e-5)
+    # These are known in float32 alone, whose rounding grows on the way back through the network.
+    check_first_entries(model, gradients, official(f"train_{name}_A.npz"), 0.05 if name == BIFPN else 0.01)
