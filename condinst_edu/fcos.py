@@ -84,15 +84,39 @@ class Instances(NamedTuple):
 # ----------------------------------------------------------------------------------------------------------------- head
 
 
+class Tower(nn.ModuleList):
+    """`convs` 3x3 convolutions, each with its normalisation and ReLU, the same for all levels.
+
+    norm: as of `conv_block`, or "bn_per_level", a batch norm for each of `levels` levels behind the shared convolution.
+    forward: (B, C, H, W) and the level's index, which matters only to "bn_per_level" -> the same shape.
+    """
+
+    def __init__(self, channels: int, convs: int, norm: Norm | Literal["bn_per_level"], levels: int) -> None:
+        blocks = [conv_block(channels, channels, norm="none" if norm == "bn_per_level" else norm) for _ in range(convs)]
+        if norm == "bn_per_level":
+            for block in blocks:
+                block.insert(1, nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(levels)))
+        super().__init__(blocks)
+
+    def forward(self, x: Tensor, level: int = 0) -> Tensor:
+        for block in self.children():
+            for layer in block.children():
+                x = layer[level](x) if isinstance(layer, nn.ModuleList) else layer(x)
+        return x
+
+
 class FCOSHead(nn.Module):
     """Two towers of convolutions shared by all levels: one gives classes; the other boxes, centre-ness and `top`.
 
     in_channels: of the pyramid; num_classes: K; strides: of the levels, in pixels; tower_convs: depth of a tower;
-    norm: inside the towers; shared_towers: one tower for everything (real-time models); top_channels: outputs of the
-    top module, e.g. a controller (0: none). Centre-ness and top module are on the box tower, as in the official code.
+    norm: inside the towers (see `Tower`); shared_towers: one tower for everything (real-time models); top_channels:
+    outputs of the top module, e.g. a controller (0: none); learned_scales: multiply each level's distances by a learned
+    number (the official BlendMask does not). Centre-ness and top module are on the box tower, as in the official code.
     forward: the pyramid -> Outputs. The top module runs afterwards, where it is needed: at a few sampled or detected
     locations instead of all. Source: condinst:controller, condinst:eq-1.
     """
+
+    scales: Tensor
 
     def __init__(
         self,
@@ -100,24 +124,26 @@ class FCOSHead(nn.Module):
         num_classes: int,
         strides: Sequence[int],
         tower_convs: int = 4,
-        norm: Norm = "gn",
+        norm: Norm | Literal["bn_per_level"] = "gn",
         shared_towers: bool = False,
         top_channels: int = 0,
+        learned_scales: bool = True,
     ) -> None:
         super().__init__()
         self.strides = tuple(strides)
-
-        def tower() -> nn.Sequential:
-            return nn.Sequential(*(conv_block(in_channels, in_channels, norm=norm) for _ in range(tower_convs)))
-
-        self.class_tower = nn.Identity() if shared_towers else tower()
-        self.box_tower = tower()
+        tower = (in_channels, tower_convs, norm, len(self.strides))
+        self.class_tower = nn.Identity() if shared_towers else Tower(*tower)
+        self.box_tower = Tower(*tower)
         self.shared_towers = shared_towers
         self.class_logits = nn.Conv2d(in_channels, num_classes, 3, padding=1)
         self.box_distances = nn.Conv2d(in_channels, 4, 3, padding=1)
         self.centerness = nn.Conv2d(in_channels, 1, 3, padding=1)
         self.top = nn.Conv2d(in_channels, top_channels, 3, padding=1) if top_channels else None
-        self.scales = nn.Parameter(torch.ones(len(self.strides)))  # one learned factor per level
+        scales = torch.ones(len(self.strides))  # one factor per level
+        if learned_scales:
+            self.scales = nn.Parameter(scales)
+        else:
+            self.register_buffer("scales", scales, persistent=False)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
@@ -127,14 +153,14 @@ class FCOSHead(nn.Module):
         nn.init.constant_(self.class_logits.bias, -log(99))  # type: ignore[arg-type]
 
     def forward(self, pyramid: Sequence[Tensor]) -> Outputs:
-        levels = [self.forward_level(x, scale) for x, scale in zip(pyramid, self.scales, strict=True)]
+        levels = [self.forward_level(x, level) for level, x in enumerate(pyramid)]
         return Outputs(*(torch.cat(maps, dim=1) for maps in zip(*levels, strict=True)))
 
-    def forward_level(self, x: Tensor, scale: Tensor) -> Outputs:
-        """Outputs of one level: (B, C, H, W) -> fields (B, H * W, ...)."""
-        box = self.box_tower(x)
-        logits = self.class_logits(box if self.shared_towers else self.class_tower(x))
-        distances = F.relu(scale * self.box_distances(box))
+    def forward_level(self, x: Tensor, level: int) -> Outputs:
+        """Outputs of one level, counted from 0: (B, C, H, W) -> fields (B, H * W, ...)."""
+        box = self.box_tower(x, level)
+        logits = self.class_logits(box if self.shared_towers else self.class_tower(x, level))
+        distances = F.relu(self.scales[level] * self.box_distances(box))
         maps = (logits, distances, self.centerness(box), box if self.top is not None else box[:, :0])
         flat = [m.flatten(2).mT.float() if m.dtype != torch.float64 else m.flatten(2).mT for m in maps]
         return Outputs(flat[0], flat[1], flat[2].squeeze(-1), flat[3])

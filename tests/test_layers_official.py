@@ -22,7 +22,7 @@ from helpers import (
 from torch import Tensor, nn
 
 from condinst_edu.condinst import CondInst
-from condinst_edu.fcos import FCOS
+from condinst_edu.fcos import FCOS, FCOSHead
 from condinst_edu.layers import BiFPN
 from condinst_edu.layers.images import make_batch
 
@@ -86,6 +86,7 @@ FPN = [
     (r"^backbone\.fpn_(lateral|output)(\d)", lambda m: f"fpn.{m[1]}.{int(m[2]) - 3}"),
     (r"^backbone\.bottom_up", "backbone"),
 ]
+DLA = [(r"^backbone\.bottom_up", "backbone.body")]  # timm's names are the official ones
 HEAD = [
     (r"^proposal_generator\.fcos_head\.", "head."),
     (r"(cls|bbox|share)_tower\.(\d+)", lambda m: f"{m[1]}_tower.{int(m[2]) // 3}.{int(m[2]) % 3}"),
@@ -309,8 +310,8 @@ def test_bifpn_against_the_official_code(name: str) -> None:
 
 def check_detections(result: dict[str, Tensor], numbers: dict[str, np.ndarray]) -> None:
     assert (result["labels"] - 1).tolist() == numbers["im0_classes"].tolist()
-    close(result["boxes"], numbers["im0_boxes"], 0.02)
-    close(result["scores"], numbers["im0_scores"], 1e-4)
+    close(result["boxes"].float(), numbers["im0_boxes"], 0.02)
+    close(result["scores"].float(), numbers["im0_scores"], 1e-4)
 
 
 @pytest.mark.slow
@@ -318,3 +319,84 @@ def test_bifpn_in_float64_against_the_official_code() -> None:
     model = official_bifpn(torch.float64)
     numbers = official("infer64_CondInst_MS_R_50_BiFPN_3x_sem_synthA.npz")
     check_maps(condinst_outputs(model, official_image("synthA").double()), numbers, 1e-9)
+
+
+def naive_tower(tower: Any, x: Tensor, level: int) -> Tensor:
+    for conv, norms, _ in tower:
+        norm = norms[level]
+        x = F.conv2d(x, conv.weight, conv.bias, padding=1)
+        x = (x - norm.running_mean[:, None, None]) / (norm.running_var[:, None, None] + norm.eps).sqrt()
+        x = (x * norm.weight[:, None, None] + norm.bias[:, None, None]).clamp(min=0)
+    return x
+
+
+@pytest.mark.parametrize("shared_towers", [False, True])
+def test_towers_with_batch_norm_per_level(shared_towers: bool) -> None:
+    """The levels share convolutions, which have a bias, and each has norms of its own."""
+    torch.manual_seed(0)
+    head = FCOSHead(6, 3, (8, 16, 32), 2, "bn_per_level", shared_towers, 5, learned_scales=False).double()
+    pyramid = [torch.randn(2, 6, h, w, dtype=torch.float64) for h, w in ((4, 7), (2, 3), (2, 1))]
+    before = {name: x.clone() for name, x in head.state_dict().items() if "running_mean" in name}
+    head([pyramid[0], pyramid[1], 3 + pyramid[2]])
+    assert all((x != before[name]).any() for name, x in head.state_dict().items() if name in before)  # all learn
+    assert len(before) == 2 * 3 * (1 if shared_towers else 2)
+    head.eval()
+    outputs = head(pyramid)
+    boxes = [naive_tower(head.box_tower, x, level) for level, x in enumerate(pyramid)]
+    classes = boxes if shared_towers else [naive_tower(head.class_tower, x, i) for i, x in enumerate(pyramid)]
+    for found, maps in (
+        (outputs.tower, boxes),
+        (outputs.logits, [head.class_logits(x) for x in classes]),
+        (outputs.distances, [head.box_distances(x).clamp(min=0) for x in boxes]),  # without a scale
+        (outputs.centerness[..., None], [head.centerness(x) for x in boxes]),
+    ):
+        same(found.detach(), torch.cat([m.flatten(2).mT for m in maps], dim=1).detach(), 1e-12)
+    assert not any("scales" in name for name in head.state_dict())
+
+
+# ----------------------------------------------------------------------------------------------- real-time FCOS, DLA-34
+
+REAL_TIME: dict[str, Any] = {"levels": (3, 4, 5), "ranges": (64, 128)}
+DLA_34: dict[str, Any] = {**REAL_TIME, "backbone": "timm:dla34"}
+RESNET_50: dict[str, Any] = {
+    **REAL_TIME,
+    "backbone": "resnet50",
+    "backbone_options": {"norm": "bn", "stride_in_1x1": True},
+}
+# The outer tree of two levels of the official DLA projects its input too, and then makes no use of it.
+UNUSED = r"bottom_up\.level[34]\.project\."
+
+REAL_TIME_MODELS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("FCOS_RT_MS_DLA_34_4x_syncbn", DLA_34, {}),
+    ("FCOS_RT_MS_DLA_34_4x_syncbn_bn_head", DLA_34, {"norm": "bn_per_level"}),
+    ("FCOS_RT_MS_DLA_34_4x_syncbn_shared_towers", DLA_34, {"shared_towers": True}),
+    ("FCOS_RT_MS_R_50_4x_syncbn", RESNET_50, {}),
+    ("FCOS_RT_MS_R_50_4x_syncbn_bn_head", RESNET_50, {"norm": "bn_per_level"}),
+]
+
+
+def official_real_time(config: str, options: dict[str, Any], head: dict[str, Any]) -> FCOS:
+    model = FCOS(**options, head=head, **BGR).eval()
+    backbone = [*FPN, *RESNET] if options is RESNET_50 else [*DLA, *FPN]
+    fill_model(model, config, [*backbone, *HEAD], UNUSED)
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "options", "head"), REAL_TIME_MODELS)
+def test_real_time_models_have_the_official_tensors(config: str, options: dict[str, Any], head: dict[str, Any]) -> None:
+    model = official_real_time(config, options, head)
+    with torch.no_grad():
+        (result,) = model([official_image("synthA")])
+    assert len(result["boxes"]) > 0
+
+
+@pytest.mark.parametrize("name", ["synthA", pytest.param("photo2_small", marks=pytest.mark.slow)])
+def test_real_time_dla_against_the_official_code(name: str) -> None:
+    numbers = official(f"infer_FCOS_RT_MS_DLA_34_4x_syncbn_shared_towers_{name}.npz")
+    model, image = official_real_time(*REAL_TIME_MODELS[2]), official_image(name)
+    check_maps(network_outputs(model, image), numbers)
+    output_size = tuple(official("inputs_small.npz")[f"{name}_out_hw"].tolist())
+    with torch.no_grad():  # float64: two of the scores are so near that float32's rounding may swap them
+        (result,) = model.double()([image.double()], output_sizes=[output_size])
+    check_detections(result, numbers)
