@@ -11,7 +11,6 @@ Legend: B images, N detections, H, W image or map.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -55,9 +54,6 @@ class MaskRCNN(detection.MaskRCNN):
     Errors: ValueError where images or targets are not of that form.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         num_classes: int = 80,
@@ -100,8 +96,7 @@ class MaskRCNN(detection.MaskRCNN):
             image_std=list(std),
         )
         self.divisor = max(32, 2 ** max(pyramid.body.channels))
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.mean, self.std = tuple(mean), tuple(std)
 
     def forward(
         self,

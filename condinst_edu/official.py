@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from condinst_edu.condinst import CondInst
 from condinst_edu.engine.checkpoint import Trained, load_model, plain
@@ -110,7 +110,7 @@ def official_recipe(model: Official) -> Recipe:
     config = model.config.removesuffix(".yaml")
     args: dict[str, Any] = {"mean": MEAN, "std": (1 / 255,) * 3}
     if "DLA_34" in config:
-        args |= {"backbone": "dla34"}
+        args |= {"backbone": "timm:dla34"}
     else:
         args |= {"backbone": "resnet101" if "R_101" in config else "resnet50"}
         args["backbone_options"] = {"stride_in_1x1": True, "norm": "bn" if "syncbn" in config else "frozen_bn"}
@@ -124,7 +124,7 @@ def official_recipe(model: Official) -> Recipe:
         return Recipe("fcos", args)
     head: dict[str, Any] = {"shared_towers": "shared_towers" in config}
     if "bn_head" in config:
-        head["norm"] = "bn"
+        head["norm"] = "bn_per_level"
     return Recipe("fcos", {**args, **REAL_TIME, "head": head}, test_short_side=512, max_size=736)
 
 
@@ -135,6 +135,7 @@ RENAMES: Renames = [
     (r"^fcos\.", ""),
     (r"^backbone\.stem\.0\.", "BODY.stem.conv1."),
     (r"^backbone\.stem\.1\.", "BODY.stem.conv1.norm."),
+    (r"^backbone\.body\.", "BODY."),  # timm's names in DLA-34 are the official ones
     (r"^backbone\.stages\.(\d)\.", lambda m: f"BODY.res{int(m[1]) + 2}."),
     (r"(\.res\d\.\d+)\.bn(\d)\.", r"\1.conv\2.norm."),
     (r"\.downsample\.0\.", ".shortcut."),
@@ -179,8 +180,11 @@ def fusion(match: re.Match[str]) -> str:
     return f"f{level}_{level}_{7 + level}" if level == 4 else f"f{level}_{level}_{8 - level}_{7 + level}"
 
 
-# Tensors of official files that are no weights: constants, and counters of steps.
-NO_WEIGHTS = re.compile(r"(^|\.)(pixel_mean|pixel_std|_iter|sizes_of_interest|num_batches_tracked)$")
+# What official files hold beside weights: constants, counters of steps, and a layer of DLA-34 that is never applied.
+NO_WEIGHTS = re.compile(
+    r"(^|\.)(pixel_mean|pixel_std|_iter|sizes_of_interest|num_batches_tracked)$|bottom_up\.level[34]\.project\."
+)
+FIRST_LAYERS = ("backbone.stem.0.weight", "backbone.body.base_layer.0.weight")
 
 
 def official_shapes(model: FCOS | CondInst) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -225,7 +229,7 @@ def convert_state(state: Mapping[str, Any], model: FCOS | CondInst, source: str,
     for key, (ours, _) in shapes.items():
         parts.setdefault(ours, []).append(state[key].float())
     tensors = {ours: part[0] if len(part) == 1 else torch.cat(part) for ours, part in parts.items()}
-    first = next(key for key in tensors if key.endswith("stem.0.weight"))
+    first = next(key for key in tensors if key.endswith(FIRST_LAYERS))
     tensors[first] = tensors[first].flip(1)
     if isinstance(model, CondInst):
         inputs, width = model.mask_head.channels[:2]
@@ -266,6 +270,7 @@ def open_official(name: str, checkpoint: str | Path | None = None, num_classes: 
         model = trained.model
     else:
         model = build_model(recipe.model, len(COCO), recipe.model_args)
+        assert isinstance(model, FCOS | CondInst)
         model.load_state_dict(convert_state(read_pth(path), model, str(path), official.name))
     if num_classes is None:
         return Trained(model.eval(), list(COCO), list(COCO.values()), plain(recipe))

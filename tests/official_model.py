@@ -1,7 +1,6 @@
 """The official models' synthetic weights, and our models' numbers under the names that the official ones have."""
 
 import functools
-import json
 import re
 import zlib
 from collections.abc import Sequence
@@ -102,7 +101,7 @@ def official_numbers(model: Any, images: Sequence[Tensor], output_sizes: Sequenc
         theta = [fcos.head.top_at(outputs, points, i, every) for i in range(len(images))]
         fields["top_feats"] = flip_coordinates(model, torch.stack(theta))
     for level in range(len(fcos.strides)):
-        size = pyramid[level].shape[-2:]
+        size = (pyramid[level].shape[-2], pyramid[level].shape[-1])
         for name, field in fields.items():
             numbers[f"{name}_{level}"] = field[:, points.level == level].mT.unflatten(2, size)
     if isinstance(model, CondInst):

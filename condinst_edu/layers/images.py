@@ -40,7 +40,9 @@ def make_batch(
     sizes = [(image.shape[-2], image.shape[-1]) for image in images]
     height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
     batch = images[0].new_zeros(len(images), 3, height, width)
-    mean, std = (torch.as_tensor(x, dtype=batch.dtype, device=batch.device).view(3, 1, 1) for x in (mean, std))
+    # Scale and shift are rounded once: with std 1/255, the pixels 0..255 of an image come out as they were.
+    mean, std = (torch.as_tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (mean, std))
+    scale, shift = (1 / std).to(batch), (mean / std).to(batch)
     for padded, image, (h, w) in zip(batch, images, sizes, strict=True):
-        padded[:, :h, :w] = (image - mean) / std
+        padded[:, :h, :w] = image * scale - shift
     return Batch(batch.contiguous(memory_format=torch.channels_last), sizes)
