@@ -50,8 +50,6 @@ BIASES = [  # mean and standard deviation
 def fill(name: str, shape: Sequence[int]) -> Tensor:
     """The tensor with which the official numbers were made: it depends on its official name and its shape alone."""
     leaf = name.rsplit(".", 1)[-1]
-    if leaf == "num_batches_tracked":
-        return torch.zeros(tuple(shape), dtype=torch.int64)
     z = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     if leaf == "bias":
         mean, std = next(numbers for pattern, *numbers in BIASES if re.search(pattern, name))
@@ -152,7 +150,6 @@ def fill_model(model: nn.Module, config: str, rules: Sequence[tuple[str, Any]]) 
 
 BGR: dict[str, Any] = {"mean": (103.53, 116.28, 123.675), "std": (1, 1, 1)}  # what the official backbones take
 
-
 CAFFE: dict[str, Any] = {"stride_in_1x1": True}
 R_50: dict[str, Any] = {"backbone": "resnet50", "backbone_options": CAFFE}
 R_101: dict[str, Any] = {"backbone": "resnet101", "backbone_options": CAFFE}
@@ -174,8 +171,6 @@ MODELS: dict[str, tuple[type[FCOS | CondInst], dict[str, Any]]] = {
     "CondInst_MS_R_50_BiFPN_1x": (CondInst, {**R_50, **BIFPN_160}),
     "CondInst_MS_R_50_BiFPN_3x_sem": (CondInst, {**R_50, **BIFPN_160, "semantic": True}),
 }
-
-
 BLENDMASK_DETECTORS: dict[str, dict[str, Any]] = {
     "BlendMask_DLA_34_syncbn_4x": {**DLA_34, "head": {"learned_scales": False}},
     "BlendMask_RT_R_50_4x_syncbn_shtw": {

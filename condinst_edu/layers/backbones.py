@@ -139,7 +139,7 @@ class DeformableConv(DeformConv2d):
 
     `offset` is a convolution of the same form that predicts 27 numbers for each output cell: the offsets (dy, dx) of
     the nine inputs in cells, then the logits of their weights. At first the offsets are 0 and the weights 0.5.
-    (Modulated deformable convolution, DCNv2; its weights are twice the sigmoid, the official code's are not.)
+    This is DCNv2's modulated deformable convolution, as in the official backbones.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
