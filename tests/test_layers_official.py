@@ -3,6 +3,7 @@
 import re
 import zlib
 from collections.abc import Sequence
+from math import exp, floor
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 
 from condinst_edu.condinst import CondInst
 from condinst_edu.fcos import FCOS, FCOSHead
-from condinst_edu.layers import BiFPN
+from condinst_edu.layers import BiFPN, build_backbone
+from condinst_edu.layers.backbones import DeformableConv
 from condinst_edu.layers.images import make_batch
 
 # ------------------------------------------------------------------- the official models' weights and names of tensors
@@ -48,8 +50,6 @@ BIASES = [  # mean and standard deviation
 def fill(name: str, shape: Sequence[int]) -> Tensor:
     """The tensor with which the official numbers were made: it depends on its official name and its shape alone."""
     leaf = name.rsplit(".", 1)[-1]
-    if leaf == "num_batches_tracked":
-        return torch.zeros(tuple(shape), dtype=torch.int64)
     z = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     if leaf == "bias":
         mean, std = next(numbers for pattern, *numbers in BIASES if re.search(pattern, name))
@@ -84,8 +84,11 @@ BIFPN = [
 ]
 FPN = [
     (r"^backbone\.fpn_(lateral|output)(\d)", lambda m: f"fpn.{m[1]}.{int(m[2]) - 3}"),
+    (r"^backbone\.top_block\.p(\d)", lambda m: f"fpn.extra.{int(m[1]) - 6}"),
     (r"^backbone\.bottom_up", "backbone"),
 ]
+# Counters, a buffer of the loss, and projections of the official DLA's outer trees, of which it makes no use.
+UNUSED = r"num_batches_tracked$|^mask_head\.|bottom_up\.level[34]\.project\."
 DLA = [(r"^backbone\.bottom_up", "backbone.body")]  # timm's names are the official ones
 HEAD = [
     (r"^proposal_generator\.fcos_head\.", "head."),
@@ -95,6 +98,7 @@ HEAD = [
     (r"cls_logits", "class_logits"),
     (r"bbox_pred", "box_distances"),
     (r"ctrness", "centerness"),
+    (r"scales\.\d\.scale", "scales"),
 ]
 CONDINST = [
     (r"^controller", "head.top"),
@@ -118,32 +122,82 @@ def our_name(name: str, rules: Sequence[tuple[str, Any]]) -> str:
     return name
 
 
-def fill_model(model: nn.Module, config: str, rules: Sequence[tuple[str, Any]], unused: str = r"^$") -> None:
-    """Official weights for the whole model; every tensor of it must be in the official list, and the other way round.
-
-    unused: official tensors that change no output.
-    """
-    tensors: dict[str, Tensor] = {}
-    scales: list[Tensor] = []
+def official_tensors(model: nn.Module, config: str, rules: Sequence[tuple[str, Any]]) -> dict[str, list[str]]:
+    """Our tensors' names, each with the official ones that make it up; both sides must be complete, shapes equal."""
+    names: dict[str, list[str]] = {}
+    shapes: dict[str, list[int]] = {}
     for name, shape, _ in official_json(f"manifest_{config}.json"):
-        if re.search(r"^mask_head\.|num_batches_tracked$|" + unused, name):
+        if re.search(UNUSED, name):
             continue
-        if name.endswith(".scale"):
-            scales.append(fill(name, shape))
-        else:
-            ours = our_name(name, rules)
-            assert ours not in tensors, f"{name} is a second {ours}"
-            tensors[ours] = fill(name, shape)
-    if scales:
-        tensors["fcos.head.scales" if isinstance(model, CondInst) else "head.scales"] = torch.cat(scales)
-    state = {name: x for name, x in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-    assert state.keys() == tensors.keys()
-    for name, value in tensors.items():
-        assert state[name].shape == value.shape, name
+        ours = our_name(name, rules)
+        names.setdefault(ours, []).append(name)
+        shapes[ours] = [len(names[ours])] if name.endswith(".scale") else shape
+        assert len(names[ours]) == 1 or name.endswith(".scale"), f"{name} is a second {ours}"
+    state = model.state_dict()
+    assert {n: list(x.shape) for n, x in state.items() if not n.endswith("num_batches_tracked")} == shapes
+    return names
+
+
+def fill_model(model: nn.Module, config: str, rules: Sequence[tuple[str, Any]]) -> None:
+    """Official weights for the whole model."""
+    sizes = {name: shape for name, shape, _ in official_json(f"manifest_{config}.json")}
+    tensors = {
+        ours: torch.cat([fill(name, sizes[name]) for name in names])
+        for ours, names in official_tensors(model, config, rules).items()
+    }
     model.load_state_dict(tensors, strict=False)
 
 
 BGR: dict[str, Any] = {"mean": (103.53, 116.28, 123.675), "std": (1, 1, 1)}  # what the official backbones take
+
+CAFFE: dict[str, Any] = {"stride_in_1x1": True}
+R_50: dict[str, Any] = {"backbone": "resnet50", "backbone_options": CAFFE}
+R_101: dict[str, Any] = {"backbone": "resnet101", "backbone_options": CAFFE}
+BIFPN_160: dict[str, Any] = {"neck": "bifpn", "channels": 160}
+REAL_TIME: dict[str, Any] = {"levels": (3, 4, 5), "ranges": (64, 128)}
+DLA_34: dict[str, Any] = {**REAL_TIME, "backbone": "timm:dla34"}
+RT_50: dict[str, Any] = {**REAL_TIME, "backbone": "resnet50", "backbone_options": {**CAFFE, "norm": "bn"}}
+MODELS: dict[str, tuple[type[FCOS | CondInst], dict[str, Any]]] = {
+    "FCOS_R_50_1x": (FCOS, R_50),
+    "FCOS_MS_R_101_2x": (FCOS, R_101),
+    "FCOS_RT_MS_DLA_34_4x_syncbn": (FCOS, DLA_34),
+    "FCOS_RT_MS_DLA_34_4x_syncbn_bn_head": (FCOS, {**DLA_34, "head": {"norm": "bn_per_level"}}),
+    "FCOS_RT_MS_DLA_34_4x_syncbn_shared_towers": (FCOS, {**DLA_34, "head": {"shared_towers": True}}),
+    "FCOS_RT_MS_R_50_4x_syncbn": (FCOS, RT_50),
+    "FCOS_RT_MS_R_50_4x_syncbn_bn_head": (FCOS, {**RT_50, "head": {"norm": "bn_per_level"}}),
+    "CondInst_MS_R_50_1x": (CondInst, R_50),
+    "CondInst_MS_R_50_3x_sem": (CondInst, {**R_50, "semantic": True}),
+    "CondInst_MS_R_101_3x": (CondInst, R_101),
+    "CondInst_MS_R_50_BiFPN_1x": (CondInst, {**R_50, **BIFPN_160}),
+    "CondInst_MS_R_50_BiFPN_3x_sem": (CondInst, {**R_50, **BIFPN_160, "semantic": True}),
+}
+BLENDMASK_DETECTORS: dict[str, dict[str, Any]] = {
+    "BlendMask_DLA_34_syncbn_4x": {**DLA_34, "head": {"learned_scales": False}},
+    "BlendMask_RT_R_50_4x_syncbn_shtw": {
+        **RT_50,
+        "backbone_options": {**RT_50["backbone_options"], "frozen_stages": 0},
+        "head": {"shared_towers": True, "tower_convs": 3, "learned_scales": False},
+    },
+    "BlendMask_R_101_dcni3_5x": {
+        **R_101,
+        "backbone_options": {**CAFFE, "deformable": (3, 4, 5), "deformable_interval": 3},
+        "head": {"learned_scales": False},
+    },
+}
+
+
+def rules_of(config: str) -> list[tuple[str, Any]]:
+    """How the official names of a model become ours."""
+    neck: list[tuple[str, Any]] = DLA if "DLA" in config else BIFPN if "BiFPN" in config else []
+    return [*neck, *FPN, *RESNET, *HEAD, *(CONDINST if "CondInst" in config else [])]
+
+
+def official_model(config: str) -> FCOS | CondInst:
+    """The model in evaluation mode, with the official weights."""
+    kind, options = MODELS[config]
+    model = kind(**options, **BGR).eval()
+    fill_model(model, config, rules_of(config))
+    return model
 
 
 def official_image(name: str) -> Tensor:
@@ -183,6 +237,29 @@ def check_maps(maps: dict[str, Tensor], numbers: dict[str, np.ndarray], toleranc
 
 def close(found: Tensor, expected: np.ndarray, atol: float, rtol: float | None = None) -> None:
     torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-4 if rtol is None else rtol, atol=atol)
+
+
+@pytest.mark.parametrize("config", MODELS)
+def test_models_have_the_official_tensors(config: str) -> None:
+    """Every tensor of the official model has its place in ours, with its shape, and ours has no more."""
+    kind, options = MODELS[config]
+    with torch.device("meta"):
+        model = kind(**options)
+    official_tensors(model, config, rules_of(config))
+
+
+@pytest.mark.parametrize(("config", "options"), BLENDMASK_DETECTORS.items())
+def test_detectors_of_blendmask_have_the_official_tensors(config: str, options: dict[str, Any]) -> None:
+    """Backbone, pyramid and head of the real-time and deformable BlendMask; its own parts are not looked at."""
+    with torch.device("meta"):
+        model = FCOS(**options)
+    state = {name: list(x.shape) for name, x in model.state_dict().items() if "num_batches" not in name}
+    tensors = {
+        our_name(name, rules_of(config)): shape
+        for name, shape, _ in official_json(f"manifest_{config}.json")
+        if not re.search(UNUSED + "|^basis_module|^top_layer", name)
+    }
+    assert state == tensors
 
 
 # -------------------------------------------------------------------------------------------------------------- BiFPN
@@ -274,22 +351,8 @@ def test_models_take_a_neck() -> None:
         tiny_fcos(neck="pan")
 
 
-OFFICIAL_BIFPN: dict[str, Any] = {
-    "backbone": "resnet50",
-    "backbone_options": {"stride_in_1x1": True},
-    "neck": "bifpn",
-    "channels": 160,
-    "semantic": True,
-}
-
-
-def official_bifpn(dtype: torch.dtype) -> CondInst:
-    model = CondInst(**OFFICIAL_BIFPN, **BGR).eval()
-    fill_model(model, "CondInst_MS_R_50_BiFPN_3x_sem", [*BIFPN, *RESNET, *HEAD, *CONDINST])
-    return model.to(dtype)
-
-
-def condinst_outputs(model: CondInst, image: Tensor) -> dict[str, Tensor]:
+def condinst_outputs(model: FCOS | CondInst, image: Tensor) -> dict[str, Tensor]:
+    assert isinstance(model, CondInst)
     maps = network_outputs(model.fcos, image)
     with torch.no_grad():
         maps["mask_feats"] = model.bottom([maps[f"fpn_p{level}"] for level in model.fcos.levels])
@@ -300,7 +363,7 @@ def condinst_outputs(model: CondInst, image: Tensor) -> dict[str, Tensor]:
 def test_bifpn_against_the_official_code(name: str) -> None:
     """CondInst up to the mask head, whose parameters the official controller gives in another order than ours."""
     numbers = official(f"infer_CondInst_MS_R_50_BiFPN_3x_sem_{name}.npz")
-    model, image = official_bifpn(torch.float32), official_image(name)
+    model, image = official_model("CondInst_MS_R_50_BiFPN_3x_sem"), official_image(name)
     check_maps(condinst_outputs(model, image), numbers)
     output_size = tuple(official("inputs_small.npz")[f"{name}_out_hw"].tolist())
     with torch.no_grad():
@@ -316,9 +379,31 @@ def check_detections(result: dict[str, Tensor], numbers: dict[str, np.ndarray]) 
 
 @pytest.mark.slow
 def test_bifpn_in_float64_against_the_official_code() -> None:
-    model = official_bifpn(torch.float64)
+    model = official_model("CondInst_MS_R_50_BiFPN_3x_sem").double()
     numbers = official("infer64_CondInst_MS_R_50_BiFPN_3x_sem_synthA.npz")
     check_maps(condinst_outputs(model, official_image("synthA").double()), numbers, 1e-9)
+
+
+@pytest.mark.slow
+def test_bifpn_losses_against_the_official_code() -> None:
+    """A training forward with batch statistics; the mask loss needs the official order of the controller's outputs."""
+    inputs = {name: torch.from_numpy(x) for name, x in official("train_inputs.npz").items()}
+    config = "train_CondInst_MS_R_50_BiFPN_3x_sem_A"
+    expected, numbers = official_json(f"{config}.json")["losses"], official(f"{config}.npz")
+    model = official_model("CondInst_MS_R_50_BiFPN_3x_sem").train()
+    images = [inputs[f"A{i}_rgb"].flip(-1).permute(2, 0, 1).float() for i in range(2)]
+    targets = [
+        {"boxes": inputs[f"A{i}_boxes"], "labels": inputs[f"A{i}_classes"] + 1, "masks": inputs[f"A{i}_masks"]}
+        for i in range(2)
+    ]
+    losses = model(images, targets)
+    for ours, theirs in (("class", "fcos_cls"), ("box", "fcos_loc"), ("centerness", "fcos_ctr"), ("semantic", "sem")):
+        close(losses[f"loss_{ours}"].detach(), np.array(expected[f"loss_{theirs}"], np.float32), 1e-5, 0)
+    variance = model.state_dict()["fcos.fpn.passes.0.down.0.conv.1.running_var"]
+    close(variance, numbers["after:backbone.repeated_bifpn.0.outputs_f0_0_7.norm.running_var"], 1e-5)
+
+
+# -------------------------------------------------------------------------------------------------------------- towers
 
 
 def naive_tower(tower: Any, x: Tensor, level: int) -> Tensor:
@@ -356,47 +441,164 @@ def test_towers_with_batch_norm_per_level(shared_towers: bool) -> None:
 
 # ----------------------------------------------------------------------------------------------- real-time FCOS, DLA-34
 
-REAL_TIME: dict[str, Any] = {"levels": (3, 4, 5), "ranges": (64, 128)}
-DLA_34: dict[str, Any] = {**REAL_TIME, "backbone": "timm:dla34"}
-RESNET_50: dict[str, Any] = {
-    **REAL_TIME,
-    "backbone": "resnet50",
-    "backbone_options": {"norm": "bn", "stride_in_1x1": True},
-}
-# The outer tree of two levels of the official DLA projects its input too, and then makes no use of it.
-UNUSED = r"bottom_up\.level[34]\.project\."
-
-REAL_TIME_MODELS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    ("FCOS_RT_MS_DLA_34_4x_syncbn", DLA_34, {}),
-    ("FCOS_RT_MS_DLA_34_4x_syncbn_bn_head", DLA_34, {"norm": "bn_per_level"}),
-    ("FCOS_RT_MS_DLA_34_4x_syncbn_shared_towers", DLA_34, {"shared_towers": True}),
-    ("FCOS_RT_MS_R_50_4x_syncbn", RESNET_50, {}),
-    ("FCOS_RT_MS_R_50_4x_syncbn_bn_head", RESNET_50, {"norm": "bn_per_level"}),
-]
-
-
-def official_real_time(config: str, options: dict[str, Any], head: dict[str, Any]) -> FCOS:
-    model = FCOS(**options, head=head, **BGR).eval()
-    backbone = [*FPN, *RESNET] if options is RESNET_50 else [*DLA, *FPN]
-    fill_model(model, config, [*backbone, *HEAD], UNUSED)
-    return model
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("config", "options", "head"), REAL_TIME_MODELS)
-def test_real_time_models_have_the_official_tensors(config: str, options: dict[str, Any], head: dict[str, Any]) -> None:
-    model = official_real_time(config, options, head)
-    with torch.no_grad():
-        (result,) = model([official_image("synthA")])
-    assert len(result["boxes"]) > 0
-
 
 @pytest.mark.parametrize("name", ["synthA", pytest.param("photo2_small", marks=pytest.mark.slow)])
 def test_real_time_dla_against_the_official_code(name: str) -> None:
     numbers = official(f"infer_FCOS_RT_MS_DLA_34_4x_syncbn_shared_towers_{name}.npz")
-    model, image = official_real_time(*REAL_TIME_MODELS[2]), official_image(name)
+    model, image = official_model("FCOS_RT_MS_DLA_34_4x_syncbn_shared_towers"), official_image(name)
+    assert isinstance(model, FCOS)
     check_maps(network_outputs(model, image), numbers)
     output_size = tuple(official("inputs_small.npz")[f"{name}_out_hw"].tolist())
     with torch.no_grad():  # float64: two of the scores are so near that float32's rounding may swap them
         (result,) = model.double()([image.double()], output_sizes=[output_size])
     check_detections(result, numbers)
+    # Our float64 is as far from the official float32 as the official float64 is: no difference is left but rounding.
+    official_difference = official_json("stability_float64.json")[f"FCOS_RT_MS_DLA_34_4x_syncbn_shared_towers/{name}"]
+    for key, figure in (("boxes", "max_box_diff_px"), ("scores", "max_score_diff")):
+        difference = (result[key] - torch.from_numpy(numbers[f"im0_{key}"])).abs().max().item()
+        assert difference == pytest.approx(official_difference[figure], rel=1e-2)
+
+
+# --------------------------------------------------------------------------------------------- deformable convolutions
+
+
+def read_between(x: Tensor, row: float, column: float) -> Tensor:
+    """The map (C, H, W) between its cells, bilinearly; 0 off the map."""
+    total = x.new_zeros(x.shape[0])
+    for i in (floor(row), floor(row) + 1):
+        for j in (floor(column), floor(column) + 1):
+            if 0 <= i < x.shape[1] and 0 <= j < x.shape[2]:
+                total = total + x[:, i, j] * (1 - abs(row - i)) * (1 - abs(column - j))
+    return total
+
+
+def naive_deformable(conv: DeformableConv, x: Tensor) -> Tensor:
+    """(C, H, W) -> (D, h, w), cell by cell and input by input."""
+    stride = conv.stride[0]
+    predicted = F.conv2d(x[None], conv.offset.weight, conv.offset.bias, stride, padding=1)[0]  # (27, h, w)
+    result = x.new_zeros(conv.out_channels, *predicted.shape[1:])
+    for i in range(result.shape[1]):
+        for j in range(result.shape[2]):
+            for point in range(9):
+                down, right = predicted[2 * point : 2 * point + 2, i, j].tolist()
+                weight = 1 / (1 + exp(-predicted[18 + point, i, j].item()))
+                row, column = divmod(point, 3)
+                values = read_between(x, stride * i - 1 + row + down, stride * j - 1 + column + right)
+                result[:, i, j] += conv.weight[:, :, row, column] @ values * weight
+    return result
+
+
+@pytest.mark.parametrize(("stride", "size"), [(1, (5, 8)), (2, (6, 5)), (2, (1, 7))])
+def test_deformable_convolution_by_loop(stride: int, size: tuple[int, int]) -> None:
+    """Offsets of several cells, off the map too; every parameter learns."""
+    torch.manual_seed(1)
+    conv = DeformableConv.like(nn.Conv2d(4, 3, 3, stride, padding=1, bias=False)).double()
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    same(conv(x).detach(), F.conv2d(x, conv.weight, stride=stride, padding=1).detach() / 2, 1e-13)  # at first
+    nn.init.normal_(conv.offset.weight, std=0.5)
+    assert conv.offset.bias is not None
+    nn.init.normal_(conv.offset.bias)
+    result = conv(x)
+    assert conv.offset(x)[:, :18].abs().max() > 2
+    with torch.no_grad():
+        same(result, torch.stack([naive_deformable(conv, one) for one in x]), 1e-12)
+    check_gradients(lambda: conv(x).square().sum(), conv)
+
+
+def test_deformable_convolution_keeps_an_ordinary_one() -> None:
+    """Form and weights are taken over."""
+    plain = nn.Conv2d(4, 6, 3, 2, padding=2, dilation=2, groups=2)
+    conv = DeformableConv.like(plain)
+    assert torch.equal(conv.weight, plain.weight)
+    x = torch.randn(1, 4, 9, 12)
+    assert plain.bias is not None
+    same(conv(x).detach(), (plain(x) + plain.bias[:, None, None]).detach() / 2, 1e-6)
+
+
+def test_deformable_backbone_has_the_official_tensors() -> None:
+    """Every third block of C3 to C5 from the first; names and shapes of all tensors of the backbone."""
+    with torch.device("meta"):
+        backbone: Any = build_backbone("resnet101", stride_in_1x1=True, deformable=(3, 4, 5), deformable_interval=3)
+    ours = {f"backbone.{name}": tuple(x.shape) for name, x in backbone.state_dict().items()}
+    official_tensors = official_json("manifest_BlendMask_R_101_dcni3_5x.json")
+    bottom_up = [(name, shape) for name, shape, _ in official_tensors if name.startswith("backbone.bottom_up")]
+    assert ours == {our_name(name, [*FPN, *RESNET]): tuple(shape) for name, shape in bottom_up}
+    deformable = [isinstance(block.conv2, DeformableConv) for stage in backbone.stages for block in stage]
+    assert [i for i, found in enumerate(deformable) if found] == [3, 6, 7, 10, 13, 16, 19, 22, 25, 28, 30]
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+def test_deformable_backbone_starts_as_the_ordinary_one(interval: int) -> None:
+    """The weights of its convolutions are those it would have without; it runs, and its offsets learn."""
+    torch.manual_seed(0)
+    plain = build_backbone("resnet50")
+    torch.manual_seed(0)
+    backbone = build_backbone("resnet50", deformable=(4, 5), deformable_interval=interval)
+    state = backbone.state_dict()
+    assert all(torch.equal(state[name], x) for name, x in plain.state_dict().items())
+    added = state.keys() - plain.state_dict().keys()
+    assert len(added) == 2 * (6 + 3 if interval == 1 else 3 + 2)
+    maps = backbone(torch.randn(1, 3, 64, 96))
+    assert {level: tuple(x.shape[1:]) for level, x in maps.items()} == {
+        2: (256, 16, 24),
+        3: (512, 8, 12),
+        4: (1024, 4, 6),
+        5: (2048, 2, 3),
+    }
+    maps[5].square().mean().backward()
+    gradients = {name: p.grad for name, p in backbone.named_parameters() if name in added}
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in gradients.values())
+
+
+def test_deformable_backbone_errors() -> None:
+    with pytest.raises(ValueError, match="bottleneck blocks, not 'resnet18'"):
+        build_backbone("resnet18", deformable=(4,))
+    with pytest.raises(ValueError, match="levels of a ResNet are 2 to 5, not 6"):
+        build_backbone("resnet50", deformable=(5, 6))
+    with pytest.raises(ValueError, match="deformable_interval must be at least 1, not 0"):
+        build_backbone("resnet50", deformable=(5,), deformable_interval=0)
+
+
+# ---------------------------------------------------------------------------------------------- synchronised batch norm
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"neck": "bifpn", "neck_options": {"repeats": 1}, "semantic": True},
+        {"backbone": "timm:dla34", "backbone_options": {}, "head": {"norm": "bn_per_level"}},
+        {"backbone": "resnet18", "backbone_options": {"norm": "bn"}},
+        {"backbone": "resnet18", "backbone_options": {}},
+    ],
+    ids=["bifpn", "dla34", "resnet18", "frozen"],
+)
+def test_models_convert_to_synchronised_batch_norm(options: dict[str, Any]) -> None:
+    """torch's own conversion leaves no ordinary batch norm, keeps all names and values, and the step stays the same.
+
+    In one process a synchronised norm is an ordinary one; frozen norms and the statistics of frozen stages stay.
+    """
+    torch.manual_seed(0)
+    model = tiny_condinst(**options).train()
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    ordinary = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    images = [torch.rand(3, 64, 96, generator=seeded(i)) for i in range(2)]
+    targets = [random_targets(4, (64, 96), seeded(i)) for i in range(2)]
+    losses = model(images, targets)
+    after = {name: x.clone() for name, x in model.state_dict().items()}
+    model.load_state_dict(before)
+
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model).train()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in model.modules()) == ordinary > 0
+    state = model.state_dict()
+    assert list(state) == list(before)
+    assert all(torch.equal(state[name], x) for name, x in before.items())
+    for name, loss in model(images, targets).items():
+        same(loss.detach(), losses[name].detach(), 1e-6)
+    for name, x in model.state_dict().items():
+        same(x, after[name], 1e-6)
+    if "resnet18" in options.values():
+        frozen = [name for name in before if name.startswith(("fcos.backbone.stem", "fcos.backbone.stages.0"))]
+        assert frozen
+        assert all(torch.equal(model.state_dict()[name], before[name]) for name in frozen)
+    assert len(model.eval()(images)) == 2

@@ -10,7 +10,7 @@ from typing import Any
 import timm
 import torchvision
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import DeformConv2d, FrozenBatchNorm2d
 
 from condinst_edu.layers.blocks import conv_block
 
@@ -24,8 +24,8 @@ class Backbone(nn.Module):
 def build_backbone(name: str, **options: Any) -> Backbone:
     """A backbone by name: (B, 3, H, W) -> {level: (B, channels[level], H / 2^level, W / 2^level)}.
 
-    name: "tiny" (options: widths), a torchvision ResNet such as "resnet50" (options: weights, norm, frozen_stages,
-    stride_in_1x1), or "timm:" and a timm model's name (options go to timm.create_model, e.g. pretrained=True).
+    name: "tiny" (options: widths), a torchvision ResNet such as "resnet50" (options: see `ResNetBackbone`), or "timm:"
+    and a timm model's name (options go to timm.create_model, e.g. pretrained=True); "timm:dla34" is the official one.
     """
     if name == "tiny":
         return TinyBackbone(**options)
@@ -78,7 +78,8 @@ class ResNetBackbone(Backbone):
     weights: one of torchvision's own names ("DEFAULT", "IMAGENET1K_V2", ...) or None for random ones;
     norm: "frozen_bn" (statistics and scales fixed, the papers' choice) or "bn"; frozen_stages: how many of stem,
     layer1..layer4 are not trained (the papers: 2); stride_in_1x1: halve in a block's first 1x1 convolution, as the
-    original Caffe weights do, instead of its 3x3.
+    original Caffe weights do, instead of its 3x3; deformable: levels (of 2 to 5) in whose blocks the 3x3 convolution is
+    deformable, beginning with the first block, in every deformable_interval-th.
     """
 
     def __init__(
@@ -88,6 +89,8 @@ class ResNetBackbone(Backbone):
         norm: str = "frozen_bn",
         frozen_stages: int = 2,
         stride_in_1x1: bool = False,
+        deformable: Sequence[int] = (),
+        deformable_interval: int = 1,
     ) -> None:
         super().__init__()
         norms = {"frozen_bn": FrozenBatchNorm2d, "bn": nn.BatchNorm2d}
@@ -100,6 +103,15 @@ class ResNetBackbone(Backbone):
         if stride_in_1x1 and bottleneck:
             for stage in stages[1:]:
                 stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+        if deformable and not bottleneck:
+            raise ValueError(f"deformable convolutions need a ResNet with bottleneck blocks, not {name!r}")
+        if deformable_interval < 1:
+            raise ValueError(f"deformable_interval must be at least 1, not {deformable_interval}")
+        for level in deformable:
+            if not 2 <= level <= 5:
+                raise ValueError(f"deformable: the levels of a ResNet are 2 to 5, not {level}")
+            for block in stages[level - 2][::deformable_interval]:
+                block.conv2 = DeformableConv.like(block.conv2)
         last = "conv3" if bottleneck else "conv2"
         self.channels = {level: getattr(stage[-1], last).out_channels for level, stage in enumerate(stages, start=2)}
         self.stages = nn.ModuleList(stages)
@@ -120,6 +132,38 @@ class ResNetBackbone(Backbone):
         for level, stage in enumerate(self.stages, start=2):
             features[level] = x = stage(x)
         return features
+
+
+class DeformableConv(DeformConv2d):
+    """3x3 convolution that reads each cell's nine inputs at learned offsets, each times a learned weight in (0, 1).
+
+    `offset` is a convolution of the same form that predicts 27 numbers for each output cell: the offsets (dy, dx) of
+    the nine inputs in cells, then the logits of their weights. At first the offsets are 0 and the weights 0.5.
+    This is DCNv2's modulated deformable convolution, as in the official backbones.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        points = self.kernel_size[0] * self.kernel_size[1]
+        self.offset = nn.Conv2d(
+            self.in_channels, 3 * points, self.kernel_size, self.stride, self.padding, self.dilation
+        )
+        nn.init.zeros_(self.offset.weight)
+        assert self.offset.bias is not None
+        nn.init.zeros_(self.offset.bias)
+
+    @classmethod
+    def like(cls, conv: nn.Conv2d) -> "DeformableConv":
+        """With the form and the weights of an ordinary convolution."""
+        form = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        result = cls(*form, groups=conv.groups, bias=conv.bias is not None)
+        result.load_state_dict(conv.state_dict(), strict=False)
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:
+        predicted = self.offset(x)  # (B, 27, H, W)
+        split = predicted.shape[1] * 2 // 3
+        return super().forward(x, predicted[:, :split], predicted[:, split:].sigmoid())
 
 
 class TimmBackbone(Backbone):

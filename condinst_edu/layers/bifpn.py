@@ -60,10 +60,9 @@ class BiFPNPass(nn.Module):
 
     def __init__(self, channels: int, levels: int) -> None:
         super().__init__()
-        self.down = nn.ModuleList(Fusion(channels, 2) for _ in range(levels - 1))  # onto every level but the last
-        self.up = nn.ModuleList(
-            Fusion(channels, 2 if i == levels - 1 else 3) for i in range(1, levels)
-        )  # but the first
+        # The coarsest map has no coarser one, the finest no finer one.
+        self.down = nn.ModuleList(Fusion(channels, 2) for _ in range(levels - 1))
+        self.up = nn.ModuleList(Fusion(channels, 3 if i < levels - 1 else 2) for i in range(1, levels))
 
     def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         down = list(pyramid)
@@ -71,7 +70,7 @@ class BiFPNPass(nn.Module):
             down[i] = self.down[i]([pyramid[i], F.interpolate(down[i + 1], size=pyramid[i].shape[-2:])])
         result = [down[0]]
         for i in range(1, len(pyramid)):
-            inputs = [pyramid[i], down[i]] if i < len(pyramid) - 1 else [pyramid[i]]  # the last has no map of its own
+            inputs = [pyramid[i], down[i]] if i < len(pyramid) - 1 else [pyramid[i]]  # the coarsest was not changed
             result.append(self.up[i - 1]([*inputs, halve(result[-1])]))
         return result
 
