@@ -483,7 +483,7 @@ def sentence(groups: list[Group]) -> str:
         most = groups[0].variants[-2:]
         growth = [f"{variant.name} takes {variant.facts['ratio_to_fewest']:.2f} times as long" for variant in most]
         fewest = groups[0].variants[0].facts["instances"]
-        return f"Compared with {fewest} instances, " + ", ".join(growth) + "."
+        return f"Compared with {fewest:g} instance{'s' * (fewest != 1)}, {', '.join(growth)}."
     heads, trained, drawn, large = groups
     compiled = heads["compiled"]
     and_compiled = f" ({compiled.speedup:.0f}x compiled)" if compiled.speedup else ""
