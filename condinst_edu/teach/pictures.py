@@ -143,6 +143,29 @@ def show_feature_maps(features: Tensor, columns: int = 4) -> Figure:
     return figure
 
 
+def show_maps(maps: Mapping[str, Tensor], columns: int = 4, limit: float | None = None, width: float = 1.9) -> Figure:
+    """Maps (H, W) of one size in a grid, each under its title: {title: map}; width of one in inches.
+
+    limit: the value of the darkest red, for all; without one each map has its own range.
+    """
+    columns = min(columns, len(maps))
+    height = width * (shape := next(iter(maps.values())).shape)[0] / shape[1] + 0.3
+    figure, axes = new_figure(-(-len(maps) // columns), columns, width, height)
+    for ax, (title, values) in zip(axes, maps.items(), strict=False):
+        own = float(values.detach().float().abs().max().clamp(min=1e-6))
+        picture = draw_map(ax, values, title, limit or own)
+    for unused in axes[len(maps) :]:
+        unused.set_axis_off()
+    if limit:
+        figure.colorbar(picture, ax=axes, shrink=0.8)
+    return figure
+
+
+def spotlight(image: Tensor, mask: Tensor) -> Tensor:
+    """The image (3, H, W) in [0, 1], faded to white outside the mask (H, W)."""
+    return torch.where(mask.bool(), image, 0.75 + 0.25 * image)
+
+
 def show_levels(image: Tensor, points: Points) -> Figure:
     """The locations of every level on the image (3, H, W), a panel for each."""
     levels = points.level.unique().tolist()
