@@ -45,7 +45,9 @@ def figures() -> dict[str, Figure]:
         ),
         "filters": pictures.show_filters(torch.randn(169, generator=generator)),
         "features": pictures.show_feature_maps(torch.randn(8, 12, 16, generator=generator)),
-        "maps": pictures.show_maps({"a": torch.randn(12, 16, generator=generator), "b": torch.eye(12, 16) > 0}, limit=2),
+        "maps": pictures.show_maps(
+            {"a": torch.randn(12, 16, generator=generator), "b": torch.eye(12, 16) > 0}, limit=2
+        ),
         "levels": pictures.show_levels(image, points),
         "targets": pictures.show_targets(image, points, assignment),
         "curve": pictures.show_precision_recall(*curve),
