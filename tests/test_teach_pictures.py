@@ -109,4 +109,5 @@ def test_spotlight_keeps_what_the_mask_covers_and_fades_the_rest() -> None:
     mask[1:3, 2:5] = True
     shown = pictures.spotlight(image, mask)
     assert torch.equal(shown[:, mask], image[:, mask])
-    assert (shown[:, ~mask] > image[:, ~mask]).all() and shown.max() <= 1
+    assert (shown[:, ~mask] > image[:, ~mask]).all()
+    assert shown.max() <= 1

@@ -8,8 +8,12 @@
 #     title: Dynamic mask heads
 #     minutes: {read: 30, do: 45, run: 1}
 #     needs: ["lesson 1 (FCOS: each location predicts one object)", "PyTorch: convolutions, training a small network"]
-#     gives: ["why one fixed network cannot outline one of two alike objects", "conditional convolution", "169 numbers, counted, unpacked and run", "dice loss, and why not focal loss"]
-#     papers: ["condinst:controller", "condinst:eq-2", "condinst:relative-coordinates", "condinst:table-1a", "condinst:table-1b"]
+#     gives:
+#       - why one fixed network cannot outline one of two alike objects
+#       - conditional convolution
+#       - 169 numbers, counted, unpacked and run
+#       - dice loss, and why not focal loss
+#     papers: ["condinst:controller", "condinst:eq-2", "condinst:table-1a", "condinst:table-1b"]
 # ---
 
 # %%
@@ -20,11 +24,12 @@ doctor.quick("condinst", "condinst-none")
 # %% [markdown]
 # ## A result first
 #
-# Lesson 1 ended with boxes. Now we want outlines. In the picture below two squares of the same colour touch. One map of
-# features was computed for the whole image, and a network of three 1x1 convolutions drew each mask from it. Between the
-# two masks, no feature changed: only the numbers in the network's filters, and the point that it counts coordinates from.
+# Lesson 1 ended with boxes. Now we want outlines. In the picture below two squares of the same colour touch.
+# One map of features was computed for the whole image, and a network of three 1x1 convolutions drew each mask
+# from it. Between the two masks, no feature changed: only the numbers in the network's filters, and the point
+# that it counts coordinates from.
 
-# %% tags=["first-result", "demo"]
+# %%
 import torch
 import torch.nn.functional as F
 
@@ -57,10 +62,7 @@ def draw(model, size, features, theta, places, units):
     return resize_masks(logits, model.stride, size, size, model.factor)
 
 
-# %% [markdown]
-# `see` runs everything up to the mask head, `draw` the mask head itself. `spotlight` fades what a mask leaves out.
-
-# %% tags=["demo"]
+# %% tags=["first-result", "demo"]
 features, theta, places, units = see(model, image)
 size = image.shape[1:]
 
@@ -73,22 +75,24 @@ def instance_near(x, y):
 a, b = instance_near(84, 84), instance_near(60, 84)
 masks = draw(model, size, features, theta, places, units)
 print(f"shared features {tuple(features.shape)}, theta of each instance {tuple(theta[a].shape)}")
-pic.show_panels({
-    "the image": (image, {}),
-    f"instance A, from {places[a].int().tolist()}": (pic.spotlight(image, masks[a]), {}),
-    f"instance B, from {places[b].int().tolist()}": (pic.spotlight(image, masks[b]), {}),
-})
+pic.show_panels(
+    {
+        "the image": (image, {}),
+        f"instance A, from {places[a].int().tolist()}": (pic.spotlight(image, masks[a]), {}),
+        f"instance B, from {places[b].int().tolist()}": (pic.spotlight(image, masks[b]), {}),
+    }
+)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 4
-# Ask: what differs between the two runs? Collect guesses (a crop? an attention map?). The answer, 169 numbers and one
-# point, is what the lesson unpacks. The mask of one square stops at the other: a box could not do that.
+# Ask: what differs between the two runs? Collect guesses (a crop? an attention map?). The answer, 169 numbers
+# and one point, is what the lesson unpacks. The mask of one square stops at the other: a box could not do that.
 
 # %% [markdown]
 # ## The problem: one network, two alike objects
 #
-# A fully convolutional network (FCN) is the usual tool for labelling pixels. Let us ask one for an instance. Each image
-# has two equal squares, in random places, and the network has to mark **the left one**.
+# A fully convolutional network (FCN) is the usual tool for labelling pixels. Let us ask one for an instance.
+# Each image has two equal squares, in random places, and the network has to mark **the left one**.
 
 # %% tags=["demo"]
 from torch import nn
@@ -96,7 +100,7 @@ from torch import nn
 
 def two_squares(count, generator, size=(36, 72)):
     """Images (count, 1, H, W), and the masks (count, 2, H, W) of the left and the right square."""
-    low = torch.tensor([[9, 9], [45, 9]])  # (x, y): the left square keeps left, far from the right one
+    low = torch.tensor([[9, 9], [45, 9]])  # (x, y) of the left and the right square, at least
     middle = low + torch.randint(0, 18, (count, 2, 2), generator=generator)
     y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
     x_away = (x - middle[..., 0, None, None]).abs()
@@ -126,14 +130,17 @@ print(f"mean score on the left square {left:.4f}, on the right square {right:.4f
 print(f"on the background {scores[~both.any(dim=1)].mean():.4f}")
 shown = {}
 for k in range(2):
-    shown |= {f"image {k}": images[k, 0], f"the left one, {k}": both[k, 0], f"its scores, {k}": scores[k]}
+    shown[f"image {k}"], shown[f"wanted: the left one, {k}"] = images[k, 0], both[k, 0]
+    shown[f"the FCN's scores, {k}"] = scores[k]
 pic.show_maps(shown, columns=3, limit=1, width=2.8)
 
 # %% [markdown]
-# It has learned what a square is, and nothing about which one. Both get one half: the best constant guess where the
-# answer is yes as often as no. More training would not help. A convolution does the same sum everywhere, so when its input
-# moves, its output moves along (**translation equivariance**), and a pixel's score depends on its receptive field alone:
-# here 13 x 13 pixels (three 5x5 layers). Around both squares these pixels are equal, so the scores must be equal.
+# It has learned what a square is, and nothing about which one. Both get one half: the best constant guess where
+# the answer is yes as often as no. More training would not help. A convolution does the same sum everywhere, so
+# when its input moves, its output moves along (**translation equivariance**), and a pixel's score depends on
+# its receptive field alone: here 13 x 13 pixels (three 5x5 layers). Around both squares these pixels are equal,
+# so the scores must be equal.
+
 
 # %%
 def patch_around(values, mask, reach=10):
@@ -151,9 +158,9 @@ with torch.no_grad():
 same_as(one, other, name="the other square's logits")
 
 # %% [markdown]
-# With a receptive field that spans the whole image, "the left one" could be learned. But in a real image we do not ask
-# for the left one. We ask for *this* person, then for *that* one, with the same image as input. A function with one input
-# has one output. So the question itself has to enter. Three ways to let it in:
+# With a receptive field that spans the whole image, "the left one" could be learned. But in a real image we do
+# not ask for the left one. We ask for *this* person, then for *that* one, with the same image as input. A
+# function with one input has one output. So the question itself has to enter. Three ways to let it in:
 #
 # 1. **Crop.** Mask R-CNN cuts the box out; the fixed mask head sees (mostly) one object.
 # 2. **Say where.** Append coordinates whose origin lies on the object in question.
@@ -163,20 +170,21 @@ same_as(one, other, name="the other square's logits")
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
-# Let the class bet on the scores before the cell runs. Then ask how the loss could be lower: it cannot, since equal
-# inputs force equal outputs and the mean of the two targets is one half.
+# Let the class bet on the scores before the cell runs. Then ask how the loss could be lower: it cannot, since
+# equal inputs force equal outputs and the mean of the two targets is one half.
 #
-# Misconceptions to expect: "a deeper network would do" (it can learn *the left one* once its receptive field spans both
-# squares, but not *this one*: the question is not in the input); "zero padding tells it where it is" (only within the
-# reach of the edge, and the squares keep away from it).
+# Misconceptions to expect: "a deeper network would do" (it can learn *the left one* once its receptive field
+# spans both squares, but not *this one*: the question is not in the input); "zero padding tells it where it is"
+# (only within the reach of the edge, and the squares keep away from it).
 
 # %% [markdown]
 # ## The idea, equation by equation
 #
-# In an ordinary convolution the filters are parameters: fixed once trained. In a **conditional** one they are the
-# *output* of another network. CondInst's detector has, besides class, box and centre-ness, one more output at every
-# location: the **controller** (`condinst:controller`). At location $(x, y)$ it predicts all filters of one small network,
-# flattened to a vector $\theta_{x,y} \in \mathbb{R}^{169}$, meant for the object that this location answers for.
+# In an ordinary convolution the filters are parameters: fixed once trained. In a **conditional** one they are
+# the *output* of another network. CondInst's detector has, besides class, box and centre-ness, one more output
+# at every location: the **controller** (`condinst:controller`). At location $(x, y)$ it predicts all filters of
+# one small network, flattened to a vector $\theta_{x,y} \in \mathbb{R}^{169}$, meant for the object that this
+# location answers for.
 #
 # $$\text{mask}_{x,y} = \sigma\big(\mathrm{MaskHead}(\tilde F_{x,y};\ \theta_{x,y})\big), \qquad
 # \tilde F_{x,y} = [\,O_{x,y},\ F_{bottom}\,]$$
@@ -184,16 +192,18 @@ same_as(one, other, name="the other square's logits")
 # | symbol | shape | what it is |
 # |---|---|---|
 # | $F_{bottom}$ | $(8, H, W)$ | features of the bottom branch, shared by all instances |
-# | $O_{x,y}$ | $(2, H, W)$ | (pixel - location) / scale: coordinates with the location as origin (`condinst:relative-coordinates`) |
+# | $O_{x,y}$ | $(2, H, W)$ | (pixel - location) / scale: coordinates with the location as origin |
 # | $\theta_{x,y}$ | $(169,)$ | weights and biases of three 1x1 convolutions, 10 -> 8 -> 8 -> 1 channels |
 # | $\mathrm{MaskHead}$ | | these convolutions, a ReLU after all but the last; $(1, H, W)$ logits |
 #
-# The training loss (`condinst:eq-2`) averages a dice loss over the $N_{pos}$ locations that answer for an object:
+# The training loss (`condinst:eq-2`) averages a dice loss over the $N_{pos}$ locations that answer for an
+# object:
 #
 # $$L_{mask} = \frac{1}{N_{pos}} \sum_{x,y} \mathbb{1}_{\{c^*_{x,y} > 0\}}\
 # L_{dice}\big(\mathrm{MaskHead}(\tilde F_{x,y}; \theta_{x,y}),\ M^*_{x,y}\big)$$
 #
-# The controller itself is nothing special: one convolution, trained by the gradient that flows back through $\theta$.
+# The controller itself is nothing special: one convolution, trained by the gradient that flows back through
+# $\theta$.
 
 # %%
 print(model.fcos.head.top)
@@ -202,9 +212,10 @@ for name, c_in, c_out in (("layer 1", 10, 8), ("layer 2", 8, 8), ("layer 3", 8, 
 print("together:", 10 * 8 + 8 + 8 * 8 + 8 + 8 * 1 + 1, "=", model.mask_head.num_parameters)
 
 # %% [markdown]
-# How are 169 numbers cut into filters? The paper does not say; whoever loads official weights needs the official order:
-# all weights, layer by layer, then all biases; each weight is (out, in), row by row; the inputs are x, y, then features.
-# In plain PyTorch, for one instance, with the coordinates written out as maps:
+# How are 169 numbers cut into filters? The paper does not say; whoever loads official weights needs the
+# official order: all weights, layer by layer, then all biases; each weight is (out, in), row by row; the inputs
+# are x, y, then features. In plain PyTorch, for one instance, with the coordinates written out as maps:
+
 
 # %%
 def mask_head_by_hand(features, theta, place, unit, stride):
@@ -221,22 +232,20 @@ def mask_head_by_hand(features, theta, place, unit, stride):
     return [x1[0], x2[0], x3[0]]
 
 
-# %% [markdown]
-# The library writes the same thing as a few matrix products for all instances at once, and never builds the coordinate
-# maps (lesson 3 shows how). Do the two agree, on random features that are not square, for three instances?
-
 # %% tags=["demo"]
 from condinst_edu.mask_head import DynamicMaskHead
 
 
 def random_inputs(generator):
-    features, theta = torch.randn(8, 5, 9, generator=generator), torch.randn(3, 169, generator=generator)
-    return features, theta, 60 * torch.rand(3, 2, generator=generator), torch.tensor([64.0, 64, 128])
+    features = torch.randn(8, 5, 9, generator=generator)
+    theta = torch.randn(3, 169, generator=generator)
+    places = 60 * torch.rand(3, 2, generator=generator)
+    return features, theta, places, torch.tensor([64.0, 64, 128])
 
 
 def by_hand(features, theta, places, units):
     each = zip(theta, places, units, strict=True)
-    return torch.cat([mask_head_by_hand(features, t, place, unit, 8)[-1] for t, place, unit in each])
+    return torch.cat([mask_head_by_hand(features, *one, stride=8)[-1] for one in each])
 
 
 library = DynamicMaskHead()
@@ -246,34 +255,34 @@ same_as(by_hand, lambda *inputs: library(*inputs, stride=8), inputs=random_input
 # minutes: 15
 # Count on the board before showing the sum. Draw the controller as "a convolution whose output is a network".
 #
-# Misconceptions: "theta is a parameter of the model" (it is an activation: it differs per image and location, and
-# nothing of it is stored); "the controller is applied to a crop" (it is a convolution over the pyramid like the box output);
-# "169 is per image" (per location; only those that survive NMS are used in inference).
+# Misconceptions: "theta is a parameter of the model" (it is an activation: it differs per image and location,
+# and nothing of it is stored); "the controller is applied to a crop" (it is a convolution over the pyramid like
+# the box output); "169 is per image" (per location; only those that survive NMS are used in inference).
 
 # %% [markdown]
 # ## Look inside
 #
-# The 169 numbers of instance A, as filters. Each row of a block makes one output channel. In layer 1 the first two columns
-# multiply x and y, the other eight the features.
+# The 169 numbers of instance A, as filters. Each row of a block makes one output channel. In layer 1 the first
+# two columns multiply x and y, the other eight the features.
 
 # %% tags=["demo"]
 pic.show_filters(theta[a])
 
 # %% [markdown]
-# And what they make of the image: the outputs of layer 1 (top row) and layer 2 (middle row) after ReLU, then the logits.
-# Some channels of layer 1 grow steadily towards one side: these listen to x and y. Others show edges or textures.
-# Together they carve out one square.
+# And what they make of the image: the outputs of layer 1 (top row) and layer 2 (middle row) after ReLU, then
+# the logits. Some channels of layer 1 grow steadily towards one side: these listen to x and y. Others show
+# edges or textures. Together they carve out one square.
 
 # %%
 steps = mask_head_by_hand(features, theta[a], places[a], units[a], model.stride)
-maps = {f"layer {n}, {c}": x for n, step in enumerate(steps[:2], start=1) for c, x in enumerate(step)}
+maps = {f"layer {n}, {c}": steps[n - 1][c] for n in (1, 2) for c in range(8)}
 pic.show_maps({**maps, "logits": steps[2][0]}, columns=8, width=1.25)
 
 # %% [markdown]
 # ### Who decides which object: theta, or the location?
 #
-# Both change from A to B. So let us change one at a time: A's theta with the origin of coordinates at B's location,
-# and the other way round. Guess before you look.
+# Both change from A to B. So let us change one at a time: A's theta with the origin of coordinates at B's
+# location, and the other way round. Guess before you look.
 
 # %% tags=["demo"]
 pairs = {"theta A, origin A": (a, a), "theta B, origin B": (b, b)}
@@ -285,10 +294,12 @@ for title, (t, p) in pairs.items():
 pic.show_panels(panels)
 
 # %% [markdown]
-# The mask goes with the **origin**. A theta that was made for A says something like "the region around the origin, as far
-# as the features agree"; told to stand at B, it draws B, a little worse. Swap theta *and* location, and you have only
-# renamed the instances. Is that an accident of this pair? Over all pairs of sure detections in 50 images we compare the
-# swapped mask with the own masks of both. Beside it a second model, trained alike but without any coordinates.
+# The mask goes with the **origin**. A theta that was made for A says something like "the region around the
+# origin, as far as the features agree"; told to stand at B, it draws B, a little worse. Swap theta *and*
+# location, and you have only renamed the instances. Is that an accident of this pair? Over all pairs of sure
+# detections in 50 images we compare the swapped mask with the own masks of both. Beside it a second model,
+# trained alike but without any coordinates.
+
 
 # %% tags=["demo"]
 def iou(p, q):
@@ -296,7 +307,7 @@ def iou(p, q):
 
 
 def swap_all(model):
-    """Mean IoU of a mask drawn with theta of t at the place of p, with t's own mask and with p's."""
+    """IoU of masks drawn with theta of t at the place of p, with t's own mask and with p's."""
     found, thetas = [], []
     for k in range(len(data)):
         f, theta, places, units = see(model, data[k][0] / 255)
@@ -312,49 +323,56 @@ models = {"relative coordinates": model, "no coordinates": load_tiny("condinst-n
 mean_theta = {}
 for name, other in models.items():
     found, mean_theta[name] = swap_all(other)
-    print(f"{name:21} {len(found)} swaps: IoU with theta's owner {found[:, 0].mean():.2f}, "
-          f"with the location's owner {found[:, 1].mean():.2f}")
+    print(
+        f"{name:21} {len(found)} swaps: IoU with theta's owner {found[:, 0].mean():.2f}, "
+        f"with the location's owner {found[:, 1].mean():.2f}"
+    )
 
 # %% [markdown]
-# Two models, two answers. Without coordinates the location enters nowhere but through theta, so the mask follows theta by
-# construction: each theta has to name *its* object by features alone. With relative coordinates the origin already
-# says which object, and the controller may leave that out of theta. What is left for theta then? Give **every**
-# instance the same theta, the mean of all, and look at the score:
+# Two models, two answers. Without coordinates the location enters nowhere but through theta, so the mask
+# follows theta by construction: each theta has to name *its* object by features alone. With relative
+# coordinates the origin already says which object, and the controller may leave that out of theta. What is left
+# for theta then? Give **every** instance the same theta, the mean of all, and look at the score:
 
 # %%
 from condinst_edu.engine.evaluate import evaluate
 
+
+def mask_ap(model):
+    return evaluate(model, data, progress=False)["mask"]["AP"]
+
+
 for name, other in models.items():
-    print(f"{name:21} own theta: mask AP {evaluate(other, data, progress=False)['mask']['AP']:.3f}", end="")
-    fixed = mean_theta[name]
-    hook = other.mask_head.register_forward_pre_hook(
-        lambda head, args, fixed=fixed: (args[0], fixed.expand_as(args[1]), *args[2:])
+    own, mean = mask_ap(other), mean_theta[name]
+    hook = other.mask_head.register_forward_pre_hook(  # exchanges theta on its way in
+        lambda head, args, mean=mean: (args[0], mean.expand_as(args[1]), *args[2:])
     )
-    print(f", the same theta for all: {evaluate(other, data, progress=False)['mask']['AP']:.3f}")
+    print(f"{name:21} own theta: mask AP {own:.3f}, the same for all: {mask_ap(other):.3f}")
     hook.remove()
 
 # %% [markdown]
-# With relative coordinates one fixed theta does surprisingly much: it is way 2 of our list, alone. The rest is what theta
-# adds: size and shape of this one object, and where its neighbour begins. Without coordinates a fixed theta is the fixed
-# FCN of our first experiment, and fails like it. Lesson 3 takes the coordinates apart.
+# With relative coordinates one fixed theta does surprisingly much: it is way 2 of our list, alone. The rest is
+# what theta adds: size and shape of this one object, and where its neighbour begins. Without coordinates a
+# fixed theta is the fixed FCN of our first experiment, and fails like it. Lesson 3 takes the coordinates apart.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 15
-# The swap is the heart of the lesson: let everybody write down a guess first. Most expect the mask to follow theta.
-# It does, in the model without coordinates. These are tiny models on drawn shapes; on photographs theta may carry more,
-# so say what was measured: here, on these data.
+# The swap is the heart of the lesson: let everybody write down a guess first. Most expect the mask to follow
+# theta. It does, in the model without coordinates. These are tiny models on drawn shapes; on photographs theta
+# may carry more, so say what was measured: here, on these data.
 #
 # Misconception: "each theta is a fingerprint of its object". With relative coordinates it need not be.
 
 # %% [markdown]
 # ## Does it learn? Dice loss, and why not focal loss
 #
-# Dice loss compares a soft mask $p \in [0, 1]$ with the truth $t \in \{0, 1\}$, with squares in the denominator:
+# Dice loss compares a soft mask $p \in [0, 1]$ with the truth $t \in \{0, 1\}$, with squares in the
+# denominator:
 #
 # $$L_{dice} = 1 - \frac{2 \sum_i p_i t_i}{\sum_i p_i^2 + \sum_i t_i^2 + \epsilon}$$
 #
-# A mask covers few of the image's pixels. How is the gradient shared out between the object's pixels and all the others,
-# if all scores are 0.5, as at the beginning of training? We take the smallest object of the image.
+# A mask covers few of the image's pixels. How is the gradient shared out between the object's pixels and all
+# the others, if all scores are 0.5, as at the beginning of training? We take the smallest object of the image.
 
 # %%
 from torchvision.ops import sigmoid_focal_loss
@@ -375,21 +393,27 @@ def dice(logits, truth):
 
 
 truth = data.target(10)["masks"][:, 1::2, 1::2]  # on the grid of the masks in training: (M, 64, 64)
-small, large = truth.flatten(1).sum(dim=1).argmin(), truth.flatten(1).sum(dim=1).argmax()
+area = truth.flatten(1).sum(dim=1)  # cells of each object
+small, large = int(area.argmin()), int(area.argmax())
 print(f"the object covers {truth[small].float().mean():.1%} of the pixels")
 for loss_of in (bce, focal, dice):
     logits = torch.zeros(1, 64, 64, requires_grad=True)
     (slope,) = torch.autograd.grad(loss_of(logits, truth[[small]]).sum(), logits)
-    print(f"{loss_of.__name__:6} {slope.abs()[truth[[small]]].sum() / slope.abs().sum():.1%} "
-          f"of the gradient is on its pixels")
+    print(
+        f"{loss_of.__name__:6} {slope.abs()[truth[[small]]].sum() / slope.abs().sum():.1%} "
+        f"of the gradient is on its pixels"
+    )
 
 # %% [markdown]
-# Focal loss made dense detection work (lesson 1), and is worse here than plain cross-entropy: at a score of one half its
-# $(1 - p_t)^\gamma$ favours nobody, and $\alpha = 0.25$ weights the object down. It needs a network that says "background" from the start, with a
-# last bias of $-\log 99$. The paper notes that such an initialisation is not trivial for filters that are predicted. To
-# see what it costs, we learn a theta for this one object directly, by gradient descent on the trained model's features:
+# Focal loss made dense detection work (lesson 1), and is worse here than plain cross-entropy: at a score of one
+# half its $(1 - p_t)^\gamma$ favours nobody, and $\alpha = 0.25$ weights the object down. It needs a network
+# that says "background" from the start, with a last bias of $-\log 99$. The paper notes that such an
+# initialisation is not trivial for filters that are predicted. To see what it costs, we learn a theta for this
+# one object directly, by gradient descent on the trained model's features:
 
 # %% tags=["demo"]
+import math
+
 from condinst_edu.coordinates import mass_centers
 from condinst_edu.layers.upsample import aligned_upsample
 
@@ -398,7 +422,8 @@ def fit(loss_of, wanted, prior=False, steps=150):
     """Learn theta for masks (N, 64, 64) from small random numbers; IoU (steps, N) on the way."""
     torch.manual_seed(0)
     theta = 0.1 * torch.randn(len(wanted), 169)
-    theta[:, -1] = -torch.log(torch.tensor(99.0)) if prior else theta[:, -1]  # the last layer's bias
+    if prior:
+        theta[:, -1] = -math.log(99)  # the last layer's bias
     optimizer = torch.optim.Adam([theta.requires_grad_()], lr=0.02)
     middles, unit, course = 2 * mass_centers(wanted) + 1, torch.full((len(wanted),), 64.0), []
     for _ in range(steps):
@@ -423,66 +448,73 @@ axes.legend(fontsize=9)
 figure
 
 # %% [markdown]
-# Cross-entropy and focal loss first learn that nearly all is background, and stay there; with the prior, focal loss gets
-# going late. Dice cannot be satisfied with "all background": that costs the full loss of 1, for an object of any size.
-# One could give the controller's own bias a prior too; dice needs none.
+# Cross-entropy and focal loss first learn that nearly all is background, and stay there; with the prior, focal
+# loss gets going late. Dice cannot be satisfied with "all background": that costs the full loss of 1, for an
+# object of any size. One could give the controller's own bias a prior too; dice needs none.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
-# Ask for the loss of an empty mask: dice gives 1 whatever the size, a mean over pixels gives next to nothing for a small
-# object. Point out that this is one fit on one object with one learning rate, a demonstration and no proof; let students
-# change the object (`large`) or the number of steps.
+# Ask for the loss of an empty mask: dice gives 1 whatever the size, a mean over pixels gives next to nothing
+# for a small object. Point out that this is one fit on one object with one learning rate, a demonstration and
+# no proof; let students change the object (`large`) or the number of steps.
 
 # %% [markdown]
 # ## Break it
 #
-# Each deviation below is a mistake that somebody made while writing this part. The trained model stays the same; only
-# the named function is replaced. First ways to cut theta wrongly, with one image and the mask AP over 50:
+# Each deviation below is a mistake that somebody made while writing this part. The trained model stays the
+# same; only the named function is replaced. First ways to cut theta wrongly, with one image and the mask AP
+# over 50:
+
 
 # %%
-def break_all(function):
-    """One image's masks and the AP with each registered variant of a function of the mask head."""
-    panels, names = {}, [n for n, d in DEVIATIONS.items() if d.of == function]
-    for name in ["right", *names]:
-        if name == "right":
-            result, ap = model([image])[0], evaluate(model, data, progress=False)
-        else:
-            with deviate(name) as d:
-                result, ap = model([image])[0], evaluate(model, data, progress=False)
-            print(f"{name}: {d.line}")
-        sure = {"masks": result["masks"][result["scores"] > 0.5]}
-        panels[f"{name}\nAP {ap['mask']['AP']:.3f}"] = (image, sure)
-    return pic.show_panels(panels, columns=3)
+def found_by(model, title):
+    """A panel: the image with the masks of all sure detections, the AP in its title."""
+    with torch.no_grad():
+        result = model([image])[0]
+    sure = {"masks": result["masks"][result["scores"] > 0.5]}
+    return {f"{title}\nAP {mask_ap(model):.3f}": (image, sure)}
 
 
-with torch.no_grad():
-    figure = break_all("condinst_edu.mask_head.split_parameters")
-figure
+def variants_of(function):
+    return [name for name, deviation in DEVIATIONS.items() if deviation.of == function]
+
+
+panels = found_by(model, "right")
+for name in variants_of("condinst_edu.mask_head.split_parameters"):
+    with deviate(name) as deviation:
+        panels |= found_by(model, name)
+    print(f"{name}: {deviation.line}")
+pic.show_panels(panels, columns=5)
 
 # %% [markdown]
-# Every number is there, and in the wrong place: noise. Nothing raises an error, since 169 numbers are 169 numbers. This is why
-# loading foreign weights is tested by comparing outputs. Then mistakes in running the layers:
+# Every number is there, and in the wrong place: noise. Nothing raises an error, since 169 numbers are 169
+# numbers. This is why loading foreign weights is tested by comparing outputs. Then mistakes in running the
+# layers:
 
 # %%
-with torch.no_grad():
-    figure = break_all("condinst_edu.mask_head.run_layers")
-figure
+panels = found_by(model, "right")
+for name in variants_of("condinst_edu.mask_head.run_layers"):
+    with deviate(name) as deviation:
+        panels |= found_by(model, name)
+    print(f"{name}: {deviation.line}")
+pic.show_panels(panels, columns=3)
 
 # %% [markdown]
-# A ReLU at the end is the treacherous one: the masks look plausible and the AP halves, since no logit is negative and the
-# border moves outwards. The score at an IoU of one half hardly notices. Dice loss takes part in training only, so for its variants
-# we fit theta again, for the smallest and the largest object of the image together:
+# A ReLU at the end is the treacherous one: the masks look plausible and the AP halves, since no logit is
+# negative and the border moves outwards. The score at an IoU of one half hardly notices. Dice loss takes part
+# in training only, so for its variants we fit theta again, for the smallest and the largest object of the image
+# together:
 
 # %%
-from condinst_edu.layers import losses
-
-variants = [n for n, d in DEVIATIONS.items() if d.of == "condinst_edu.layers.losses.dice_loss"]
-wanted = truth[torch.stack([small, large])]
-print(f"{'':22} {'IoU small':>9} {'large':>6}   after 60 steps")
-for name in ["right", *variants]:
-    function = losses.dice_loss if name == "right" else DEVIATIONS[name].function
-    after = fit(lambda z, t, function=function: function(z.sigmoid(), t), wanted, steps=60)[-1]
-    print(f"{name:22} {after[0]:9.2f} {after[1]:6.2f}   {'' if name == 'right' else DEVIATIONS[name].line}")
+wanted = truth[[small, large]]
+cases = {"right": dice_loss}
+for name in variants_of("condinst_edu.layers.losses.dice_loss"):
+    cases[name] = DEVIATIONS[name].function
+    print(f"{name}: {DEVIATIONS[name].line}")
+print(f"\n{'':22} IoU after 60 steps: small, large object")
+for name, function in cases.items():
+    after = fit(lambda z, t, loss=function: loss(z.sigmoid(), t), wanted, steps=60)[-1]
+    print(f"{name:22} {after[0]:24.2f} {after[1]:6.2f}")
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
@@ -491,10 +523,10 @@ for name in ["right", *variants]:
 # %% [markdown]
 # ## Paper and miniature
 #
-# Tables 1a and 1b of the paper vary depth and width of the mask head (AP on COCO, time on a V100 GPU for 100 instances).
-# Beside them: how many numbers the controller must predict, and the time of our mask head for 100 instances on *this*
-# machine's CPU, on features of an image of 800 x 1024. Compare the trend, not the milliseconds. We did not train these
-# variants, so there is no AP of ours but for the default.
+# Tables 1a and 1b of the paper vary depth and width of the mask head (AP on COCO, time on a V100 GPU for 100
+# instances). Beside them: how many numbers the controller must predict, and the time of our mask head for 100
+# instances on *this* machine's CPU, on features of an image of 800 x 1024. Compare the trend, not the
+# milliseconds. We did not train these variants, so there is no AP of ours but for the default.
 
 # %%
 import time
@@ -518,13 +550,13 @@ for name, varied in (("condinst:table-1a", "depth"), ("condinst:table-1b", "widt
     print(f"{varied}   paper: AP  ms   here: numbers  ms (CPU)")
     for row in map(papers.table(name).row, range(4)):
         head = DynamicMaskHead(**{varied: row[varied]})
-        print(f"{row[varied]:5} {row['AP']:10} {row['time']:4} {head.num_parameters:13} {milliseconds(head):7.0f}")
-ap = evaluate(model, data, progress=False)["mask"]["AP"]
-print(f"\ndefault (3 layers, width 8) on {len(data)} held-out shapes images: mask AP {100 * ap:.1f}")
+        ours = f"{head.num_parameters:13} {milliseconds(head):7.0f}"
+        print(f"{row[varied]:5} {row['AP']:10} {row['time']:4} {ours}")
+print(f"\nours, depth 3, width 8, on {len(data)} images of shapes: AP {100 * mask_ap(model):.1f}")
 
 # %% [markdown]
-# A head of one layer is linear in its inputs: it can draw a half-plane, no closed outline around the origin, and loses
-# about five points. Everything else is nearly free. For contrast, the fixed mask head of Mask R-CNN:
+# A head of one layer is linear in its inputs: it can draw a half-plane, no closed outline around the origin,
+# and loses about five points. Everything else is nearly free. For contrast, the fixed mask head of Mask R-CNN:
 
 # %%
 from torchvision.models.detection import maskrcnn_resnet50_fpn
@@ -536,14 +568,14 @@ for part in ("mask_head", "mask_predictor"):
 
 # %% [markdown] tags=["instructor"]
 # minutes: 6
-# Why is depth 1 bad? Write it out: a weighted sum of x, y and features, then a threshold. Ask for the smallest network that
-# can draw a closed shape from x and y alone.
+# Why is depth 1 bad? Write it out: a weighted sum of x, y and features, then a threshold. Ask for the smallest
+# network that can draw a closed shape from x and y alone.
 
 # %% [markdown]
 # ## Play
 #
-# Click anywhere: the location nearest to your click answers, with its own theta. Compare two pixels of one square, then one
-# pixel of each, then the background. Without a browser, the picture shows one such answer.
+# Click anywhere: the location nearest to your click answers, with its own theta. Compare two pixels of one
+# square, then one pixel of each, then the background. Without a browser, the picture shows one such answer.
 
 # %% tags=["play"]
 from condinst_edu.teach import click_to_segment
@@ -555,8 +587,9 @@ click_to_segment(model, image, x=84, y=84, class_names=class_names)
 
 # %% [markdown] tags=["exercise"]
 # 02-count-parameters
-# Write `count_parameters(channels)`: how many numbers the controller has to predict for 1x1 convolutions with these
-# channels. `(10, 8, 8, 1)` means 10 inputs, two layers of 8 channels, and one output.
+# Write `count_parameters(channels)`: how many numbers the controller has to predict for 1x1 convolutions with
+# these channels. `(10, 8, 8, 1)` means 10 inputs, two layers of 8 channels, and one output.
+
 
 # %% tags=["stub"]
 def count_parameters(channels):
@@ -578,8 +611,9 @@ check("02-count-parameters", count_parameters)
 
 # %% [markdown] tags=["exercise"]
 # 02-split-parameters
-# Write `split_parameters(theta, channels)` for N instances and any channels: theta (N, P) in, the weights
-# `[(N, out, in), ...]` and the biases `[(N, out), ...]` out, in the official order that this lesson described.
+# Write `split_parameters(theta, channels)` for N instances and any channels: theta (N, P) in, the weights `[(N,
+# out, in), ...]` and the biases `[(N, out), ...]` out, in the official order that this lesson described.
+
 
 # %% tags=["stub"]
 def split_parameters(theta, channels):
@@ -605,8 +639,10 @@ check("02-split-parameters", split_parameters)
 
 # %% [markdown] tags=["exercise"]
 # 02-dynamic-layers
-# Write `dynamic_layers(shared, weights, biases)`: N networks at once on maps that they share. `shared` (inputs, L) is a map
-# flattened to L pixels, `weights` and `biases` are as in the exercise before. Return the logits (N, L).
+# Write `dynamic_layers(shared, weights, biases)`: N networks at once on maps that they share. `shared` (inputs,
+# L) is a map flattened to L pixels, `weights` and `biases` are as in the exercise before. Return the logits (N,
+# L).
+
 
 # %% tags=["stub"]
 def dynamic_layers(shared, weights, biases):
@@ -629,7 +665,9 @@ check("02-dynamic-layers", dynamic_layers)
 
 # %% [markdown] tags=["exercise"]
 # 02-dice-loss
-# Write `dice_of_masks(scores, targets, eps)`: the dice loss of each mask, scores in [0, 1] (after the sigmoid), targets bool.
+# Write `dice_of_masks(scores, targets, eps)`: the dice loss of each mask, scores in [0, 1] (after the sigmoid),
+# targets bool.
+
 
 # %% tags=["stub"]
 def dice_of_masks(scores, targets, eps=1e-5):
@@ -650,15 +688,17 @@ check("02-dice-loss", dice_of_masks)
 # %% [markdown]
 # ## What the paper says and what the code does
 #
-# - *The same model twice.* Depth 3 at width 8 is one row of Table 1a and one of Table 1b, and they do not agree.
-# - *The sign of the coordinates.* The official code uses location - pixel, we use pixel - location, as the paper puts
-#   it. Trained networks cannot tell: flip the sign of layer 1's first two columns, and the masks are equal.
+# - *The same model twice.* Depth 3 at width 8 is one row of Table 1a and one of Table 1b, and they do not
+#   agree.
+# - *The sign of the coordinates.* The official code uses location - pixel, we use pixel - location, as the
+#   paper puts it. Trained networks cannot tell: flip the sign of layer 1's first two columns, and the masks are
+#   equal.
 # - *Grouped convolution.* The official code runs all instances as one convolution with N groups. Same numbers.
-# - *The controller.* The paper gives it the architecture of the classification head, a tower of its own; the official code, and ours,
-#   have a single 3x3 convolution on the box tower (printed above).
+# - *The controller.* The paper gives it the architecture of the classification head, a tower of its own; the
+#   official code, and ours, have a single 3x3 convolution on the box tower (printed above).
 
 # %%
-erratum = papers.ERRATA["condinst:table-1a-1b"]
+(erratum,) = [e for e in papers.ERRATA.values() if "condinst:table-1a" in e.items]
 print(f"{erratum.where}: {erratum.says}\n-> {erratum.finding}")
 print(f"{erratum.status}, the witness agrees: {erratum.witness()}\n")
 
@@ -676,15 +716,18 @@ weights, biases = mask_head.split_parameters(theta3, (10, 8, 8, 1))
 x = relative_coordinates(f.shape[1:], 8, places3, units3)
 x = torch.cat([x, f.expand(3, -1, -1, -1)], dim=1).reshape(1, 3 * 10, *f.shape[1:])
 for layer, (w, bias) in enumerate(zip(weights, biases, strict=True)):
-    x = F.conv2d(x, w.flatten(0, 1)[:, :, None, None], bias.flatten(), groups=3)  # (1, 3 * out, H, W)
+    w = w.flatten(0, 1)[:, :, None, None]  # (3 * out, in, 1, 1)
+    x = F.conv2d(x, w, bias.flatten(), groups=3)  # (1, 3 * out, H, W)
     x = x.relu() if layer < 2 else x
 same_as(x[0], right, name="three groups")
 
 # %% [markdown]
 # ## Summary
 #
-# - Equal patches give equal outputs, so a fixed network cannot pick one of two alike objects: the question has to enter.
-# - CondInst lets it in twice: through 169 filters that each location predicts, and through coordinates with that location as origin.
+# - Equal patches give equal outputs, so a fixed network cannot pick one of two alike objects: the question has
+#   to enter.
+# - CondInst lets it in twice: through 169 filters that each location predicts, and through coordinates with
+#   that location as origin.
 # - Dice loss makes a small object's mask as important as a large one's, and needs no special initialisation.
 #
 # **Next:** lesson 3 takes the coordinates apart: relative, absolute, none, alone.
