@@ -48,6 +48,7 @@ def figures() -> dict[str, Figure]:
         "maps": pictures.show_maps(
             {"a": torch.randn(12, 16, generator=generator), "b": torch.eye(12, 16) > 0}, limit=2
         ),
+        "curves": pictures.show_curves({"a": torch.rand(9, generator=generator), "b": torch.arange(9)}, "step", "IoU"),
         "levels": pictures.show_levels(image, points),
         "targets": pictures.show_targets(image, points, assignment),
         "curve": pictures.show_precision_recall(*curve),
@@ -101,6 +102,8 @@ def test_maps_have_one_range_or_each_its_own() -> None:
     tops = {k: [ax.images[0].get_clim()[1] for ax in pictures.show_maps(maps, limit=k).axes[:2]] for k in (None, 5.0)}
     assert tops == {None: [2, 8], 5.0: [5, 5]}
     assert len(pictures.show_maps({str(i): maps["small"] for i in range(5)}, columns=3).axes) == 6
+    bars = [pictures.show_maps({"only": maps[name]}, limit=8).axes[1].get_ylim() for name in ("small", "large")]
+    assert bars == [(-8, 8), (0, 8)]  # where nothing is negative, the bar begins at 0
 
 
 def test_spotlight_keeps_what_the_mask_covers_and_fades_the_rest() -> None:

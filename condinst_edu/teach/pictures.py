@@ -4,6 +4,7 @@ Every function returns the figure and leaves showing it to the notebook. Legend:
 """
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -161,15 +162,27 @@ def show_maps(maps: Mapping[str, Tensor], columns: int = 4, limit: float | None 
     limit: the value of the darkest red, for all; without one each map has its own range.
     """
     columns = min(columns, len(maps))
-    height = width * (shape := next(iter(maps.values())).shape)[0] / shape[1] + 0.3
-    figure, axes = new_figure(-(-len(maps) // columns), columns, width, height)
+    shape = next(iter(maps.values())).shape
+    figure, axes = new_figure(-(-len(maps) // columns), columns, width, width * shape[0] / shape[1] + 0.3)
     for ax, (title, values) in zip(axes, maps.items(), strict=False):
         own = float(values.detach().float().abs().max().clamp(min=1e-6))
         picture = draw_map(ax, values, title, limit or own)
     for unused in axes[len(maps) :]:
         unused.set_axis_off()
     if limit:
-        figure.colorbar(picture, ax=axes, shrink=0.8)
+        bar = figure.colorbar(picture, ax=axes, shrink=0.8)
+        if all(values.min() >= 0 for values in maps.values()):
+            bar.ax.set_ylim(0, limit)
+    return figure
+
+
+def show_curves(curves: Mapping[str, Tensor], x: str, y: str) -> Figure:
+    """Curves (N,) over 0 to N - 1, each with its name; x, y: what the axes tell."""
+    figure, (axes,) = new_figure(1, 1, 6, 3)
+    for (name, values), style in zip(curves.items(), itertools.cycle(("-", "--", "-.", ":")), strict=False):
+        axes.plot(values.detach().cpu(), style, linewidth=2, label=name)
+    axes.set(xlabel=x, ylabel=y)
+    axes.legend(fontsize=9)
     return figure
 
 
