@@ -143,11 +143,11 @@ for k in range(2):
 pic.show_maps(shown, columns=3, limit=1, width=2.8)
 
 # %% [markdown]
-# It has learned what a square is, not which one. Both get about one half: the best guess where
-# the answer is yes as often as no. More training would not help. A convolution does the same sum everywhere, so
-# when its input moves, its output moves along (**translation equivariance**), and a pixel's score depends on
-# its receptive field alone: here 13 x 13 pixels (three 5x5 layers). Around both squares these pixels are equal,
-# so the scores must be equal.
+# It has learned what a square is, not which one. Both get about one half: the best guess where the answer is
+# yes as often as no. More training would not help. A convolution does the same sum everywhere, so when its
+# input moves, its output moves along (**translation equivariance**), and a pixel's score depends on its
+# receptive field alone: here 13 x 13 pixels (three 5x5 layers). Around both squares these pixels are equal, so
+# the scores must be equal.
 
 
 # %%
@@ -466,7 +466,8 @@ pic.show_curves(courses, "step of gradient descent", "IoU of the small object")
 # %% [markdown]
 # ## Break it
 #
-# Each deviation below is a mistake that is easily made. The trained model stays; only the named function is replaced. First, theta cut wrongly, with the mask AP over 20 images:
+# Each deviation below is a mistake that is easily made. The trained model stays; only the named function is
+# replaced. First, theta cut wrongly, with the mask AP over 20 images:
 
 
 # %%
@@ -493,7 +494,8 @@ for name in variants_of("condinst_edu.mask_head.split_parameters"):
 pic.show_panels(panels, columns=3)
 
 # %% [markdown]
-# No mask, everything, or noise, and never an error: 169 numbers are 169 numbers. This is why foreign weights are tested by comparing outputs. Now mistakes in running the layers:
+# No mask, everything, or noise, and never an error: 169 numbers are 169 numbers. This is why foreign weights
+# are tested by comparing outputs. Now mistakes in running the layers:
 
 # %%
 panels = found_by(model, "right")
@@ -532,7 +534,8 @@ for name, function in cases.items():
 #
 # Tables 1a and 1b of the paper vary depth and width of the mask head (AP on COCO, time on a V100 GPU for 100
 # instances). Beside them: how many numbers the controller must predict, and the time of our mask head for 100
-# instances on *this* machine's CPU, on features of an image of 800 x 1024. We did not train these variants: there is no AP of ours but for the default.
+# instances on *this* machine's CPU, on features of an image of 800 x 1024. We did not train these variants:
+# there is no AP of ours but for the default.
 
 # %%
 import time
