@@ -111,7 +111,7 @@ def run_all_cells(page: Any, seconds: float = 300) -> None:
 
     Errors: RuntimeError with the output of a cell that raised something.
     """
-    _wait_until_idle(page, 120)
+    wait_until_idle(page, 120)
     page.locator(".lm-MenuBar-item", has_text="Run").first.click()
     page.locator(".lm-Menu-item", has_text="Run All Cells").first.click()
     page.wait_for_function(
@@ -127,9 +127,10 @@ def run_all_cells(page: Any, seconds: float = 300) -> None:
     errors = page.locator('.jp-Notebook [data-mime-type="application/vnd.jupyter.error"]')
     if errors.count():
         raise RuntimeError(errors.first.inner_text())
-    _wait_until_idle(page, seconds)
+    wait_until_idle(page, seconds)
 
 
-def _wait_until_idle(page: Any, seconds: float) -> None:
+def wait_until_idle(page: Any, seconds: float) -> None:
+    """Wait until the notebook has a kernel that has nothing to do."""
     # The status bar tells of the kernel once the notebook has one; the notebook's own circle is there before.
     page.locator("#jp-main-statusbar").get_by_text(re.compile(r"\| Idle")).wait_for(timeout=1000 * seconds)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jupyter_browser import ARGUMENTS, ROOT, find_browser, jupyter_lab, open_notebook, run_all_cells
+from jupyter_browser import ARGUMENTS, ROOT, find_browser, jupyter_lab, open_notebook, run_all_cells, wait_until_idle
 from PIL import Image
 
 from condinst_edu.teach.notebooks import WIDGET, strip_widgets
@@ -203,6 +203,7 @@ def test_explore_targets(page: Any, lab: Any, name: str) -> None:
         page.wait_for_timeout(100)
     else:
         raise AssertionError(f"the slider changed nothing: {before[0]!r}")
+    wait_until_idle(page, 30)
     screenshot(page, f"{Path(name).stem}-targets-{theme}")
 
 
