@@ -378,8 +378,8 @@ def test_strip_widgets_keeps_pictures_and_text() -> None:
         {"output_type": "execute_result", "data": {WIDGET: {}, "text/plain": "7"}, "metadata": {}},
         {"output_type": "stream", "name": "stdout", "text": "hello"},
     ]
-    cells = [{"cell_type": "code", "outputs": outputs}, {"cell_type": "markdown", "source": "text"}]
-    notebook = {"metadata": {"widgets": {"state": 1}, "kernelspec": {}}, "cells": cells}
+    cells: list[Any] = [{"cell_type": "code", "outputs": outputs}, {"cell_type": "markdown", "source": "text"}]
+    notebook: dict[str, Any] = {"metadata": {"widgets": {"state": 1}, "kernelspec": {}}, "cells": cells}
     text = json.dumps(notebook)
     stripped = strip_widgets(notebook)
     assert json.dumps(notebook) == text  # a copy

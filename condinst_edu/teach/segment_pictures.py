@@ -99,7 +99,7 @@ def small_pictures(segment: Segment) -> list[tuple[str, bytes]]:
         pictures.append(_small(f"{kind} coordinates x, y", list(segment.coordinates)))
     weights, biases = split_parameters(segment.theta[None], segment.seen.model.mask_head.channels)
     filters = [x for w, b in zip(weights, biases, strict=True) for x in (w[0], b[0][:, None])]
-    pictures.append(_small(f"theta: {segment.theta.numel()} numbers, each layer's weights and biases", filters, 8))
+    pictures.append(_small(f"theta: {segment.theta.numel()} numbers, as weights and biases", filters, 8))
     for i, maps in enumerate(segment.activations[:-1], start=1):
         pictures.append(_small(f"layer {i} after ReLU: {len(maps)} channels", list(maps)))
     limit = _logit_limit(segment)
@@ -118,7 +118,7 @@ def _small(caption: str, maps: list[Tensor], zoom: int | None = None) -> tuple[s
     for tile in painted:
         canvas[: tile.shape[0], x : x + tile.shape[1]] = tile
         x += tile.shape[1] + 4
-    return f"{caption} (up to ±{limit:.2g})", png(canvas)
+    return f"{caption} (up to ±{limit:.3g})", png(canvas)
 
 
 def mask_overlay(mask: Tensor) -> bytes:

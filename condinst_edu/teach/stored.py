@@ -11,9 +11,9 @@ Notebook = TypeVar("Notebook", bound=MutableMapping[str, Any])
 def strip_widgets(notebook: Notebook) -> Notebook:
     """A copy of a notebook (nbformat 4) whose outputs show pictures where they showed widgets.
 
-    A stored widget has no kernel behind it: JupyterLab writes "Error displaying widget: model not found" in its place,
-    even where the same output holds a picture. So the reference to the widget goes, the picture and the text beside it
-    stay, and so does an output's text where there is no picture. Stored widget state goes too.
+    A stored widget has no kernel behind it: in a trusted notebook JupyterLab writes "Error displaying widget: model not
+    found" in its place, even where the same output holds a picture. So the reference to the widget goes; picture and
+    text beside it stay, and so does an output's text where there is no picture. Stored widget state goes too.
     """
     notebook = copy.deepcopy(notebook)
     notebook.get("metadata", {}).pop("widgets", None)

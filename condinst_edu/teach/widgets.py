@@ -139,7 +139,7 @@ class ExploreTargets(WithPicture, ipywidgets.VBox):
         center: Literal["box", "mass"],
     ) -> None:
         self.image, self.target, self.center, self.strides = image, target, center, tuple(strides)
-        style, wide = {"description_width": "11em"}, ipywidgets.Layout(width="30em")
+        style, wide = {"description_width": "14em"}, ipywidgets.Layout(width="34em")
         self.radius = ipywidgets.FloatSlider(
             radius, min=0, max=4, step=0.25, description="centre radius (strides)", style=style, layout=wide
         )
@@ -151,7 +151,7 @@ class ExploreTargets(WithPicture, ipywidgets.VBox):
         side = max(image.shape[1:])
         self.ends = [
             ipywidgets.IntSlider(
-                end, min=1, max=max(side, int(end)), description=f"range ends at (stride {s})", style=style, layout=wide
+                end, min=1, max=max(side, int(end)), description=f"stride {s} up to (pixels)", style=style, layout=wide
             )
             for s, end in zip(strides, ranges, strict=False)
         ]
