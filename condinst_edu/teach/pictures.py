@@ -76,10 +76,15 @@ def draw_instances(
         painted[:, mask] = 0.45 * painted[:, mask] + 0.55 * color
     draw_image(axes, painted)
     for i, box in enumerate(instances.get("boxes", torch.zeros(0, 4)).tolist()):
-        x0, y0, x1, y1 = box
-        axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=COLORS(i % 10), linewidth=1.5)
+        draw_box(axes, box, COLORS(i % 10))
         style = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.75}
-        axes.text(x0, y0, _caption(instances, i, class_names), fontsize=fontsize, va="bottom", bbox=style)
+        axes.text(box[0], box[1], _caption(instances, i, class_names), fontsize=fontsize, va="bottom", bbox=style)
+
+
+def draw_box(axes: Axes, box: Sequence[float], color: Any) -> None:
+    """The outline of a box (x0, y0, x1, y1) in pixels."""
+    x0, y0, x1, y1 = box
+    axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=color, linewidth=1.5)
 
 
 def _caption(instances: Mapping[str, Tensor], i: int, class_names: Sequence[str]) -> str:
@@ -144,10 +149,13 @@ def show_levels(image: Tensor, points: Points) -> Figure:
     return figure
 
 
-def show_targets(image: Tensor, points: Points, assignment: Any, index: int = 0) -> Figure:
+def show_targets(
+    image: Tensor, points: Points, assignment: Any, index: int = 0, boxes: Tensor | None = None
+) -> Figure:
     """Which locations of image `index` of a batch answer for which object, a panel for each level.
 
     assignment: as `assign_targets` returns it; an object has the colour of its masks in `show_masks`, grey is nobody's.
+    boxes (M, 4) xyxy: the objects', drawn on every panel.
     """
     positive, matched = assignment.labels[index].cpu() > 0, assignment.matched[index].cpu()
     figure = show_levels(image, points)
@@ -156,6 +164,8 @@ def show_targets(image: Tensor, points: Points, assignment: Any, index: int = 0)
         x, y = points.xy[of_level].cpu().T
         owners = zip(positive[of_level].tolist(), matched[of_level].tolist(), strict=True)
         ax.collections[0].remove()
+        for k, box in enumerate([] if boxes is None else boxes.tolist()):
+            draw_box(ax, box, COLORS(k % 10))
         ax.scatter(
             x, y, s=22, c=[COLORS(m % 10) if p else "0.6" for p, m in owners], edgecolors="white", linewidths=0.4
         )
