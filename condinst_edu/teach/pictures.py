@@ -162,9 +162,7 @@ def show_levels(image: Tensor, points: Points) -> Figure:
     return figure
 
 
-def show_targets(
-    image: Tensor, points: Points, assignment: Any, index: int = 0, boxes: Tensor | None = None
-) -> Figure:
+def show_targets(image: Tensor, points: Points, assignment: Any, index: int = 0, boxes: Tensor | None = None) -> Figure:
     """Which locations of image `index` of a batch answer for which object, a panel for each level.
 
     assignment: as `assign_targets` returns it; an object has the colour of its masks in `show_masks`, grey is nobody's.
