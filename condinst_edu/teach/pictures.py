@@ -51,6 +51,12 @@ def draw_map(axes: Axes, values: Tensor, title: str, limit: float) -> Any:
     return picture
 
 
+def draw_boxes(axes: Axes, boxes: Tensor) -> None:
+    """Boxes (N, 4) xyxy, each in the colour that its object has everywhere."""
+    for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=COLORS(i % 10), linewidth=1.5)
+
+
 def show_masks(image: Tensor, instances: Mapping[str, Tensor], class_names: Sequence[str] = ()) -> Figure:
     """An image with instances over it: masks in colours of their own, boxes, class names and scores.
 
@@ -87,17 +93,12 @@ def draw_instances(
         color = torch.tensor(COLORS(i % 10)[:3], dtype=painted.dtype)[:, None]
         painted[:, mask] = 0.45 * painted[:, mask] + 0.55 * color
     draw_image(axes, painted)
-    for i, box in enumerate(instances.get("boxes", torch.zeros(0, 4)).tolist()):
-        draw_box(axes, box, COLORS(i % 10))
+    boxes = instances.get("boxes", torch.zeros(0, 4))
+    draw_boxes(axes, boxes)
+    for i, (x0, y0, *_) in enumerate(boxes.tolist()):
         style = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.75}
-        side = "bottom" if box[1] > 0.05 * image.shape[1] else "top"  # a caption stays within the picture
-        axes.text(box[0], box[1], _caption(instances, i, class_names), fontsize=fontsize, va=side, bbox=style)
-
-
-def draw_box(axes: Axes, box: Sequence[float], color: Any) -> None:
-    """The outline of a box (x0, y0, x1, y1) in pixels."""
-    x0, y0, x1, y1 = box
-    axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=color, linewidth=1.5)
+        side = "bottom" if y0 > 0.05 * image.shape[1] else "top"  # a caption stays within the picture
+        axes.text(x0, y0, _caption(instances, i, class_names), fontsize=fontsize, va=side, bbox=style)
 
 
 def _caption(instances: Mapping[str, Tensor], i: int, class_names: Sequence[str]) -> str:
@@ -169,18 +170,18 @@ def show_targets(image: Tensor, points: Points, assignment: Any, index: int = 0,
     boxes (M, 4) xyxy: the objects', drawn on every panel.
     """
     positive, matched = assignment.labels[index].cpu() > 0, assignment.matched[index].cpu()
-    figure = show_levels(image, points)
+    figure = show_levels(0.5 + image / 2, points)  # pale, so that the dots stand out
     for ax, level in zip(figure.axes, points.level.unique().tolist(), strict=True):
         of_level = (points.level == level).cpu()
-        x, y = points.xy[of_level].cpu().T
-        owners = zip(positive[of_level].tolist(), matched[of_level].tolist(), strict=True)
         ax.collections[0].remove()
-        for k, box in enumerate([] if boxes is None else boxes.tolist()):
-            draw_box(ax, box, COLORS(k % 10))
-        ax.scatter(
-            x, y, s=22, c=[COLORS(m % 10) if p else "0.6" for p, m in owners], edgecolors="white", linewidths=0.4
-        )
-        ax.set_title(f"{ax.get_title()}, {int((positive & of_level).sum())} positive", fontsize=9)
+        if boxes is not None:
+            draw_boxes(ax, boxes)
+        x, y = points.xy[of_level & ~positive].cpu().T
+        ax.scatter(x, y, s=8, color="0.55", linewidths=0)
+        x, y = points.xy[of_level & positive].cpu().T
+        owners = matched[of_level & positive].tolist()
+        ax.scatter(x, y, s=34, c=[COLORS(m % 10) for m in owners], edgecolors="black", linewidths=0.6, zorder=3)
+        ax.set_title(f"{ax.get_title()}, {len(owners)} positive", fontsize=9)
     return figure
 
 
