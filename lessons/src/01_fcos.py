@@ -106,13 +106,13 @@ def anchors(points, base):
 # %% tags=["demo"]
 targets = [data.target(k) for k in range(len(data))]
 objects = sum(len(target["labels"]) for target in targets)
-points = pyramid((128, 128), (8, 16, 32), (32, 64))
+grid = pyramid((128, 128), (8, 16, 32), (32, 64))
 for base in (4, 2):
-    boxes = anchors(points, base)
+    boxes = anchors(grid, base)
     hits = sum(int((box_iou(t["boxes"], boxes).amax(1) >= 0.5).sum()) for t in targets)
     share = f"{hits / objects:.1%} of {objects} objects"
     print(f"base {base}: {len(boxes)} anchors, {share} have one that fits")
-print(f"FCOS: {len(points.xy)} locations, each of which predicts one box")
+print(f"FCOS: {len(grid.xy)} locations, each of which predicts one box")
 
 # %% [markdown] tags=["instructor"]
 # minutes: 5
@@ -134,8 +134,9 @@ print(f"FCOS: {len(points.xy)} locations, each of which predicts one box")
 # $$(x, y) \mapsto \left(\lfloor s/2 \rfloor + x s,\ \lfloor s/2 \rfloor + y s\right).$$
 #
 # Maps of several strides make up a **pyramid** (FPN). Ours has the levels P3, P4 and P5 with strides $2^3 = 8$, 16
-# and 32. The picture is 96 pixels high and 160 wide: none of ours here is square, so that a mix-up of x and y shows
-# at once.
+# and 32. The picture below is 96 pixels high and 160 wide; in one that is not square a mix-up of x and y shows at
+# once. (`same_as` compares two results, or two functions on random inputs, and stops with an error where they
+# differ.)
 
 # %% tags=["demo"]
 from condinst_edu.coordinates import locations
@@ -168,7 +169,7 @@ pic.show_levels(scene, levels)
 # one, if a location lies in two? FCOS has three rules.
 #
 # 1. **Levels.** A level answers only for objects whose longest distance $\max(l, t, r, b)$ is in its range; ours
-#    are up to 32, 32 to 64, and above 64 pixels. Two boxes of different size then go to different levels.
+#    are up to 32, 32 to 64, and above 64 pixels. Boxes of different size then mostly go to different levels.
 # 2. **Centre region** (`condinst:center-region`). Only locations within $1.5\, s$ of the object's centre, along
 #    both axes.
 # 3. Where several objects still remain, **the smallest box wins**.
@@ -204,12 +205,13 @@ pic.show_targets(scene, levels, assigned, boxes=truth["boxes"])
 
 # %% [markdown]
 # A dot has the colour of the box that it answers for; grey is background. Find the small square in front of the large
-# one: which dots does it own? Find a level without any dot in colour: nothing in this picture is large enough for it.
+# one: which dots does it own? See how a large box is shared: from its middle no side is farther than 32 pixels, so
+# the middle belongs to stride 8, and the ring around it to stride 16. Nothing here is large enough for stride 32.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 15
-# Let the class predict before the picture: which level gets the large square, and why is the middle of it not its
-# own?
+# Let the class predict before the picture: which level gets the large square? (Two: the longest distance depends on
+# the location.)
 #
 # Misconceptions: "each object has one location" (it has several, all are trained); "ranges are about the size of
 # the box" (about the longest distance, which depends on the location too); "the centre region is a share of the
@@ -251,19 +253,20 @@ def count(targets, size, strides, ranges=(), radius=0):
 wide_config = ShapesConfig(size=(160, 224), objects=(5, 12), object_size=(12, 140))
 wide = [drawn(k, 7, wide_config)[1] for k in range(50)]
 three = {"strides": (8, 16, 32), "ranges": (32, 64)}
-rows = {f"one level, stride {s}": {"strides": (s,)} for s in (8, 16, 32)}
-rows |= {"three levels": three, "three levels, radius 1.5": {**three, "radius": 1.5}}
+settings = {f"one level, stride {s}": {"strides": (s,)} for s in (8, 16, 32)}
+settings |= {"three levels": three, "three levels, radius 1.5": {**three, "radius": 1.5}}
 print(f"{'':25} held out: ambiguous    BPR   sizes mixed: ambiguous    BPR")
-for name, setting in rows.items():
+for name, setting in settings.items():
     counts = [*count(targets, (128, 128), **setting), *count(wide, (160, 224), **setting)]
     print("{:25} {:19.1%} {:6.1%} {:24.1%} {:6.1%}".format(name, *counts))
 
 # %% [markdown]
 # Read the table by columns. A single fine level reaches nearly every object, but many locations are torn between
 # two; a single coarse level also loses whole objects, for which it has no cell. Three levels mend both at once:
-# fine cells are there for small objects, and boxes that overlap mostly differ in size and land on different levels.
-# The effect is larger where sizes differ more. The centre region removes some of what is left, for two boxes that
-# overlap seldom share a centre.
+# fine cells are there for small objects, and boxes that overlap often differ in size and land on different levels.
+# The effect is larger where sizes differ more. (A fine level alone has the same recall here. But it would have to
+# tell large objects from what little a location of P3 sees.) The centre region removes some of the ambiguity that is
+# left, for two boxes that overlap seldom share a centre.
 #
 # ### Centre-ness
 #
@@ -449,7 +452,7 @@ for ax, (name, found) in zip(axes, steps.items(), strict=True):
     else:
         pic.draw_image(ax, scene)
         pic.draw_boxes(ax, found.boxes)
-        ax.set(xlim=(0, 160), ylim=(96, 0))
+    ax.set(xlim=(0, 160), ylim=(96, 0))
     ax.set_title(f"{name}: {len(found.scores)} boxes", fontsize=9)
 figure
 
@@ -490,13 +493,14 @@ figure
 #
 # The shipped model took 3000 steps. Here is a short training of the same network from random weights, on small
 # pictures that are drawn as it goes. The loop is an ordinary PyTorch loop, for in training mode the model returns
-# its three losses. Set `steps` to 3000 and `size` to (128, 128) for a real one: that takes some minutes.
+# its three losses. Do not expect much after so few steps; set `steps` to 3000 and `size` to (128, 128) for a real
+# training, which takes minutes.
 
 # %% tags=["demo"]
 from condinst_edu.engine.recipe import build_model
 from condinst_edu.recipes import get_recipe
 
-steps, batch_size, size = 240, 4, (64, 96)
+steps, batch_size, size = 200, 4, (64, 96)
 config = ShapesConfig(size=size, objects=(1, 4))
 torch.manual_seed(0)
 student = build_model("fcos", len(class_names), get_recipe("shapes-fcos").model_args).train()
@@ -520,9 +524,8 @@ print(f"shipped model: AP {right['AP']:.3f}, AP at IoU 0.5 {right['AP50']:.3f}")
 # %% tags=["hide-input"]
 figure, (ax,) = pic.new_figure(1, 1, 5.5, 2.8)
 curves = torch.tensor(history).T  # (3, steps)
-grid = pyramid((128, 128), (8, 16, 32), (32, 64))
-assigned = [assign(grid, target) for target in targets]
-best = fcos.centerness(torch.cat([a.distances[a.labels > 0] for a in assigned]))
+held_out_targets = [assign(grid, target) for target in targets]
+best = fcos.centerness(torch.cat([a.distances[a.labels > 0] for a in held_out_targets]))
 floor = torch.nn.functional.binary_cross_entropy(best, best)
 for name, curve in zip(losses, curves, strict=True):
     smooth = curve.unfold(0, 20, 1).mean(-1)
@@ -552,14 +555,22 @@ figure
 from condinst_edu.teach import deviate
 
 image, target = data[7]
-panels = {f"right: AP {right['AP']:.3f}": (image / 255, found_in(image / 255))}
+
+
+def boxes_found():
+    found = found_in(image / 255)
+    return image / 255, {"boxes": found["boxes"], "labels": found["labels"]}
+
+
+panels = {f"right: AP {right['AP']:.3f}": boxes_found()}
 wrong = ("locations-at-corner", "decode-without-stride", "decode-swapped", "decode-exponential")
 for name in wrong:
     with deviate(name) as deviation:
         score = evaluate(model, data, progress=False)["box"]
-        panels[f"{name}: {score['AP']:.3f}"] = (image / 255, found_in(image / 255))
+        panels[f"{name}: {score['AP']:.3f}"] = boxes_found()
     print(f"{name}: AP {score['AP']:.3f}, at IoU 0.5 {score['AP50']:.3f}\n    {deviation.line}")
-pic.show_panels(panels, class_names, columns=3)
+no_captions = [""] * len(class_names)
+pic.show_panels(panels, no_captions, columns=3)
 
 # %% [markdown]
 # Two of them are found at once, by looking. Swapped sides do less harm than one would think, for our shapes are
@@ -578,27 +589,36 @@ for name in names:
     with deviate(name) as deviation:
         print("{:25} {:9.1%} {:6.1%}".format(name, *count(wide, (160, 224), **three, radius=1.5)))
     print(f"    {deviation.line}")
-with deviate("assign-largest"):
-    wrong = assign(levels, truth)
-pic.show_targets(scene, levels, wrong, boxes=truth["boxes"])
+with deviate("assign-radius-in-pixels"):
+    few = assign(levels, truth)
+pic.show_targets(scene, levels, few, boxes=truth["boxes"])
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
-# Show both pictures of targets side by side, this one and that of the rules above: whom do the dots on the small
-# square belong to now? Then ask why BPR hardly notices some mistakes: one location is enough for it.
+# Show both pictures of targets, this one (radius in pixels) and that of the rules above: which objects have lost all
+# their dots? Then ask why BPR hardly notices the other mistakes: one location of an object is enough for it.
 
 # %% [markdown]
 # ## Paper and miniature
 #
-# The slides claim that levels reduce ambiguity and raise the recall that is possible; the table above is our count.
+# The slides show their counts on COCO as pictures and draw two conclusions: levels cut the overlaps "by a large
+# margin", and FCOS can reach a recall "very similar" to that of anchors. Beside them, ours:
+
+# %% tags=["demo"]
+single, several = (count(wide, (160, 224), **settings[n]) for n in ("one level, stride 16", "three levels"))
+recall = count(targets, (128, 128), **three)[1]
+print(f"overlaps, by a large margin   {single[0]:.1%} with one level, {several[0]:.1%} with three")
+print(f"recall, very similar          {share} have an anchor that fits, {recall:.1%} a location")
+
+# %% [markdown]
 # They also claim that boxes predicted near the middle are more reliable than those from near the sides. With a
 # trained model this is a measurement: the IoU of predicted and true box at each positive location, by its
 # centre-ness. And if it is so, ranking without centre-ness should cost AP.
 
+
 # %% tags=["demo"]
-ious, values = [], []
-for k in range(len(data)):
-    image, target = data[k]
+def quality(image, target):
+    """IoU of predicted and true box, and centre-ness, of the positive locations of one image."""
     with torch.no_grad():
         batch = fcos.make_batch([image / 255], model.mean, model.std, model.divisor)
         _, points, outputs = model.run(batch)
@@ -606,9 +626,10 @@ for k in range(len(data)):
     positive = found.labels[0] > 0
     both = (outputs.distances[0], found.distances[0])
     predicted, true = (fcos.decode(points, d)[positive] for d in both)
-    ious.append(box_iou(predicted, true).diagonal())
-    values.append(fcos.centerness(found.distances[0][positive]))
-ious, values = torch.cat(ious), torch.cat(values)
+    return box_iou(predicted, true).diagonal(), fcos.centerness(found.distances[0][positive])
+
+
+ious, values = (torch.cat(x) for x in zip(*(quality(*data[k]) for k in range(len(data))), strict=True))
 for low in (0.0, 0.2, 0.4, 0.6, 0.8):
     part = (values >= low) & (values < low + 0.2 + 1e-6)
     mean = ious[part].mean()
@@ -627,12 +648,15 @@ print(f"AP {right['AP']:.3f} with centre-ness, {without:.3f} without")
 # %% [markdown]
 # ## Play
 #
-# Move stride, ranges and radius and watch the targets. Things to try: radius 0 (whole boxes); one range so low that
-# a level loses all its objects; strides so coarse that the small square owns nothing.
+# Move strides, ranges and radius and watch the targets. Things to try: radius 0 (whole boxes); one range so low that
+# a level loses all its objects; strides so coarse that the small square owns nothing. Without the widget,
+# `targets_of` tells the same in numbers.
 
 # %% tags=["play"]
-from condinst_edu.teach import explore_targets
+from condinst_edu.teach import explore_targets, targets_of
 
+found = targets_of(scene, truth, strides=(8, 16, 32), ranges=(32, 64), radius=1.5)
+print(f"positives of each level {found.positives}, of each object {found.per_object}")
 explore_targets(scene, truth)
 
 # %% [markdown]
@@ -672,7 +696,7 @@ check("01-locations", my_locations)
 # arguments: `points.xy` (L, 2), `points.stride` (L,) and `points.reach` (L, 2), the ends of each location's range,
 # all in pixels; boxes (B, M, 4), labels (B, M) with 0 for padding (no object), centers (B, M, 2), the middles of
 # the centre regions. Return labels (B, L), distances (B, L, 4) in strides, and the index of the object (B, L). What
-# stands at background locations in the last two does not matter.
+# stands at background locations in the last two does not matter; `radius` is never 0.
 
 
 # %% tags=["stub"]
