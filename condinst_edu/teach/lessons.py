@@ -6,6 +6,7 @@ make lessons ARGS="--check"   run nothing, fail where a file is not what its sou
 """
 
 import dataclasses
+import json
 import os
 import re
 import sys
@@ -16,8 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
+from condinst_edu.progress import progress_bar
 from condinst_edu.teach.notebooks import (
     LESSONS,
     Cell,
@@ -147,6 +152,30 @@ def build_lesson(name: str) -> Timing:
     with whole_file(paths["plan"]) as temporary:
         temporary.write_text(instructor_plan(lesson))
     return timing
+
+
+def bench_lessons(as_json: bool) -> None:
+    """Run every student's and solution notebook and print what each took beside its budget; nothing is written."""
+    rows = []
+    with progress_bar(not as_json) as progress:
+        task = progress.add_task("lessons", total=2 * len(lesson_names()), note="")
+        for name in lesson_names():
+            for kind, make in (("student", student_notebook), ("solution", solution_notebook)):
+                progress.update(task, note=f"{name}, {kind}")
+                timing = run_notebook(make(read_lesson(name)))
+                rows.append({"lesson": name, "notebook": kind, **dataclasses.asdict(timing)})
+                progress.advance(task)
+    if as_json:
+        print(json.dumps({"budgets": {"total": BUDGET, "slowest": CELL_BUDGET, "first": FIRST_BUDGET}, "rows": rows}))
+        return
+    screen = Table(title="Seconds, of a budget in brackets")
+    screen.add_column("notebook", no_wrap=True)
+    for column, budget in (("all", BUDGET), ("first result", FIRST_BUDGET), ("slowest cell", CELL_BUDGET)):
+        screen.add_column(f"{column} ({budget})", justify="right")
+    for row in rows:
+        slowest = f"{row['slowest']:.1f} ({row['slowest_id']})"
+        screen.add_row(f"{row['lesson']}, {row['notebook']}", f"{row['total']:.1f}", f"{row['first']:.1f}", slowest)
+    Console().print(screen)
 
 
 def problems(name: str) -> list[str]:
