@@ -264,9 +264,9 @@ for name, setting in settings.items():
 # Read the table by columns. A single fine level reaches nearly every object, but many locations are torn between
 # two; a single coarse level also loses whole objects, for which it has no cell. Three levels mend both at once:
 # fine cells are there for small objects, and boxes that overlap often differ in size and land on different levels.
-# The effect is larger where sizes differ more. (A fine level alone has the same recall here. But it would have to
-# tell large objects from what little a location of P3 sees.) The centre region removes some of the ambiguity that is
-# left, for two boxes that overlap seldom share a centre.
+# The effect is larger where sizes differ more. (A fine level alone has about the same recall here. But it would
+# have to tell large objects from what little a location of P3 sees.) The centre region removes some of the
+# ambiguity that is left, for two boxes that overlap seldom share a centre.
 #
 # ### Centre-ness
 #
@@ -605,7 +605,8 @@ pic.show_targets(scene, levels, few, boxes=truth["boxes"])
 # margin", and FCOS can reach a recall "very similar" to that of anchors. Beside them, ours:
 
 # %% tags=["demo"]
-single, several = (count(wide, (160, 224), **settings[n]) for n in ("one level, stride 16", "three levels"))
+names = ("one level, stride 16", "three levels")
+single, several = (count(wide, (160, 224), **settings[name]) for name in names)
 recall = count(targets, (128, 128), **three)[1]
 print(f"overlaps, by a large margin   {single[0]:.1%} with one level, {several[0]:.1%} with three")
 print(f"recall, very similar          {share} have an anchor that fits, {recall:.1%} a location")
@@ -629,11 +630,12 @@ def quality(image, target):
     return box_iou(predicted, true).diagonal(), fcos.centerness(found.distances[0][positive])
 
 
-ious, values = (torch.cat(x) for x in zip(*(quality(*data[k]) for k in range(len(data))), strict=True))
-for low in (0.0, 0.2, 0.4, 0.6, 0.8):
-    part = (values >= low) & (values < low + 0.2 + 1e-6)
-    mean = ious[part].mean()
-    print(f"centre-ness from {low:.1f}: {int(part.sum()):4} locations, mean IoU {mean:.3f}")
+pairs = [quality(*data[k]) for k in range(len(data))]
+ious, values = (torch.cat(x) for x in zip(*pairs, strict=True))
+fifth = (5 * values).long().clamp(max=4)  # 0 for centre-ness below 0.2, ..., 4 from 0.8 on
+for k in range(5):
+    part = ious[fifth == k]
+    print(f"centre-ness from {k / 5:.1f}: {len(part):4} locations, mean IoU {part.mean():.3f}")
 
 
 def forget_centerness(module, inputs, outputs):
