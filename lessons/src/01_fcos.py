@@ -593,10 +593,16 @@ with deviate("assign-radius-in-pixels"):
     few = assign(levels, truth)
 pic.show_targets(scene, levels, few, boxes=truth["boxes"])
 
+# %% [markdown]
+# A radius of 1.5 *pixels* hardly ever contains a location: not one dot is left in the picture, and where nothing is
+# positive nothing can be learned. The others leave an owner to nearly every object, and harm the quality instead:
+# without ranges more locations are torn between two objects; in whole boxes, locations at the sides have to predict
+# from what little they see. Where the largest wins, the objects that lose their last location are the small ones.
+
 # %% [markdown] tags=["instructor"]
 # minutes: 10
-# Show both pictures of targets, this one (radius in pixels) and that of the rules above: which objects have lost all
-# their dots? Then ask why BPR hardly notices the other mistakes: one location of an object is enough for it.
+# Show both pictures of targets, this one (radius in pixels) and that of the rules above: why has nobody
+# any dots left? Then ask why BPR hardly notices the other mistakes: one location of an object is enough for it.
 
 # %% [markdown]
 # ## Paper and miniature
