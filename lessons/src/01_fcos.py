@@ -177,7 +177,7 @@ pic.show_levels(scene, levels)
 # A location that is left without an object is background, label 0. Here are the rules as a loop, for one location.
 
 
-# %%
+# %% tags=["demo"]
 def answers_for(x, y, stride, low, high, boxes, radius=1.5):
     """Index of the object that location (x, y) answers for, -1 for background."""
     best, smallest = -1, float("inf")
@@ -209,7 +209,7 @@ pic.show_targets(scene, levels, assigned, boxes=truth["boxes"])
 # the middle belongs to stride 8, and the ring around it to stride 16. Nothing here is large enough for stride 32.
 
 # %% [markdown] tags=["instructor"]
-# minutes: 15
+# minutes: 40
 # Let the class predict before the picture: which level gets the large square? (Two: the longest distance depends on
 # the location.)
 #
@@ -406,7 +406,6 @@ figure
 # their centre-ness target and divided by its sum; centre-ness over positives. Background has no box to learn.
 
 # %% [markdown] tags=["instructor"]
-# minutes: 15
 # Focal loss: let the class compute by hand what a background location with p = 0.01 contributes for gamma 0 and 2,
 # then multiply by the number of locations.
 #
@@ -457,7 +456,6 @@ for ax, (name, found) in zip(axes, steps.items(), strict=True):
 figure
 
 # %% [markdown] tags=["instructor"]
-# minutes: 10
 # Ask which of the boxes left after NMS are wrong, and what would remove them: a higher score threshold does it in
 # this picture, at the price of objects elsewhere. Two alike objects with an IoU above 0.6 cannot both survive:
 # remember this for lesson 4 (NMS by masks).
