@@ -51,6 +51,7 @@ def figures() -> dict[str, Figure]:
         "curves": pictures.show_curves({"a": torch.rand(9, generator=generator), "b": torch.arange(9)}, "step", "IoU"),
         "levels": pictures.show_levels(image, points),
         "targets": pictures.show_targets(image, points, assignment),
+        "targets with boxes": pictures.show_targets(image, points, assignment, boxes=target["boxes"]),
         "curve": pictures.show_precision_recall(*curve),
     }
 
@@ -65,6 +66,13 @@ def test_picture_is_opaque_and_not_blank(name: str) -> None:
     assert (shot[0, 0] == 255).all()  # a white margin
     assert (shot[..., :3] < 250).any(axis=-1).mean() > 0.02
     assert len(np.unique(shot.reshape(-1, 4), axis=0)) > 20
+
+
+def test_targets_draw_every_box_on_every_level() -> None:
+    plain, boxed = (FIGURES[name].axes for name in ("targets", "targets with boxes"))
+    assert len(plain) == len(boxed) == 3
+    assert all(not ax.lines for ax in plain)
+    assert all(len(ax.lines) == 4 for ax in boxed)
 
 
 def test_masks_without_instances() -> None:

@@ -205,22 +205,25 @@ def show_levels(image: Tensor, points: Points) -> Figure:
     return figure
 
 
-def show_targets(image: Tensor, points: Points, assignment: Any, index: int = 0) -> Figure:
+def show_targets(image: Tensor, points: Points, assignment: Any, index: int = 0, boxes: Tensor | None = None) -> Figure:
     """Which locations of image `index` of a batch answer for which object, a panel for each level.
 
     assignment: as `assign_targets` returns it; an object has the colour of its masks in `show_masks`, grey is nobody's.
+    boxes (M, 4) xyxy: the objects', drawn on every panel.
     """
     positive, matched = assignment.labels[index].cpu() > 0, assignment.matched[index].cpu()
-    figure = show_levels(image, points)
+    figure = show_levels(0.5 + image / 2, points)  # pale, so that the dots stand out
     for ax, level in zip(figure.axes, points.level.unique().tolist(), strict=True):
         of_level = (points.level == level).cpu()
-        x, y = points.xy[of_level].cpu().T
-        owners = zip(positive[of_level].tolist(), matched[of_level].tolist(), strict=True)
         ax.collections[0].remove()
-        ax.scatter(
-            x, y, s=22, c=[COLORS(m % 10) if p else "0.6" for p, m in owners], edgecolors="white", linewidths=0.4
-        )
-        ax.set_title(f"{ax.get_title()}, {int((positive & of_level).sum())} positive", fontsize=9)
+        if boxes is not None:
+            draw_boxes(ax, boxes)
+        x, y = points.xy[of_level & ~positive].cpu().T
+        ax.scatter(x, y, s=8, color="0.55", linewidths=0)
+        x, y = points.xy[of_level & positive].cpu().T
+        owners = matched[of_level & positive].tolist()
+        ax.scatter(x, y, s=34, c=[COLORS(m % 10) for m in owners], edgecolors="black", linewidths=0.6, zorder=3)
+        ax.set_title(f"{ax.get_title()}, {len(owners)} positive", fontsize=9)
     return figure
 
 
