@@ -123,6 +123,8 @@ def torch_and_torchvision() -> Check:
 
         boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [20.0, 20.0, 30.0, 30.0]])
         kept = torchvision.ops.nms(boxes, torch.tensor([0.8, 0.9, 0.7]), 0.5).tolist()
+    except ModuleNotFoundError:
+        raise
     except Exception as error:
         found = f"torch {version('torch')} and torchvision {version('torchvision')} do not fit together: "
         return Check("torch and torchvision", "broken", found + first_line(error), mend)
@@ -155,9 +157,10 @@ def kernel() -> Check:
     prefix = ROOT / ".venv" if own_venv.exists() else Path(sys.prefix)
     asked = ask([lab, "-c", ASK_LAB], {"JUPYTER_PREFER_ENV_PATH": "1"})
     folder, *how = asked.stdout.splitlines() or [str(prefix)]
-    # A kernel of this name elsewhere hides the environment's own: registering that one would not help.
-    own = Path(folder).resolve().is_relative_to(prefix.resolve())
-    mend = f"{quoted(lab)} -m " + ("ipykernel install --sys-prefix" if own else "jupyter kernelspec remove python3")
+    mend = f"{quoted(lab)} -m ipykernel install --sys-prefix"
+    listed = [Path(p).resolve() for p in os.environ.get("JUPYTER_PATH", "").split(os.pathsep) if p]
+    if any(Path(folder).resolve().is_relative_to(p) for p in listed):  # hides whatever the environment has
+        mend = ("set JUPYTER_PATH=" if os.name == "nt" else "unset JUPYTER_PATH") + "   (then `make lab` again)"
     if "No module named" in asked.stderr:
         mend = in_checkout(f'{quoted(lab)} -m pip install -e ".[dev]"')
     if asked.returncode != 0 or not how:

@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import json
 import re
-import shlex
 import subprocess
 import sys
 import types
@@ -124,6 +123,8 @@ def test_torch_and_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     expect(doctor.torch_and_torchvision(), "broken", "do not fit together: operator torchvision::nms.*exist$", "pip")
     monkeypatch.setattr("torchvision.ops.nms", lambda *arguments: torch.tensor([0, 1]))
     expect(doctor.torch_and_torchvision(), "broken", r"keeps \[0, 1\], not \[1, 2\]", "--force-reinstall")
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    expect(doctor.attempt(doctor.torch_and_torchvision), "broken", "ModuleNotFoundError.*torchvision", "pip install -e")
 
 
 def test_environment(healthy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -159,16 +160,29 @@ def kernel_text(program: str) -> str:
     return json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"})
 
 
-def test_kernel_of_another_environment(kernel_file: Path, tmp_path: Path) -> None:
+def test_kernel_of_another_environment(kernel_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     venv.create(tmp_path / "other", with_pip=False)
     kernel_file.write_text(kernel_text(str(tmp_path / "other" / "bin" / "python")))
-    check = doctor.kernel()
     found = f"a notebook runs in {tmp_path / 'other'} .says {kernel_file.parent}., JupyterLab in {sys.prefix}"
-    expect(check, "broken", found, "jupyter kernelspec remove python3$")
-    # The command does mend it.
-    subprocess.run(shlex.split(check.mend), input="y\n", text=True, check=True, capture_output=True)
-    assert not kernel_file.parent.exists()
+    expect(doctor.kernel(), "broken", found, "^unset JUPYTER_PATH ")
+    # The command does mend it; and where the same kernel is in the user's own folder, the environment's goes before.
+    monkeypatch.delenv("JUPYTER_PATH")
     expect(doctor.kernel(), "ok", f"notebooks run in {sys.prefix}$")
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    expect(doctor.kernel(), "ok", f"notebooks run in {sys.prefix}$")
+
+
+def test_kernel_of_the_environment_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that the environment's own folder gives is registered anew."""
+    answer = f"{sys.prefix}/share/jupyter/kernels/python3\n" + json.dumps([["/gone/python", "-m", "ipykernel"], {}])
+    real = doctor.ask
+
+    def ask(command: list[str], variables: dict[str, str]) -> Any:
+        asks_lab = command[-1] == doctor.ASK_LAB
+        return subprocess.CompletedProcess(command, 0, answer, "") if asks_lab else real(command, variables)
+
+    monkeypatch.setattr(doctor, "ask", ask)
+    expect(doctor.kernel(), "broken", "starts /gone/python", "python -m ipykernel install --sys-prefix$")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +196,7 @@ def test_kernel_of_another_environment(kernel_file: Path, tmp_path: Path) -> Non
 )
 def test_broken_kernel(kernel_file: Path, text: str, found: str) -> None:
     kernel_file.write_text(text)
-    expect(doctor.kernel(), "broken", found, "jupyter kernelspec remove python3|^.*ipykernel install")
+    expect(doctor.kernel(), "broken", found, "unset JUPYTER_PATH|ipykernel install")
 
 
 def test_kernel_that_names_python_alone(kernel_file: Path) -> None:

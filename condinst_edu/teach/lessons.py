@@ -287,7 +287,8 @@ def run_notebook(notebook: Notebook, folder: Path = LESSONS) -> Timing:
     from nbclient import NotebookClient
 
     node = nbformat.from_dict(notebook)
-    client = NotebookClient(node, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    place = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(node, timeout=300, kernel_name="python3", resources=place, coalesce_streams=True)
     seconds: dict[str, float] = {}
     first = 0.0
     begin = time.monotonic()
@@ -307,7 +308,10 @@ def clean_cell(cell: Cell) -> Cell:
     """Without what changes from run to run or belongs to a running kernel: times, the state of widgets."""
     cell["metadata"].pop("execution", None)
     for output in cell.get("outputs", []):
-        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+        data = output.get("data", {})
+        data.pop("application/vnd.jupyter.widget-view+json", None)
+        if "image/png" in data:
+            data["text/plain"] = ""  # <Figure ...> says nothing
     return dict(cell)
 
 
