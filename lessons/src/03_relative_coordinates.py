@@ -15,15 +15,16 @@
 # %%
 from condinst_edu import doctor
 
-doctor.quick("condinst", "condinst-absolute", "condinst-none", "condinst-coordinates")
+names = ("absolute", "none", "coordinates", "factor1", "factor4")
+doctor.quick("condinst", *(f"condinst-{name}" for name in names))
 
 # %% [markdown]
 # ## A result first
 #
 # Four tiny CondInsts were trained alike, on the same images with the same seed. They differ in what the mask head reads:
 # features and *relative* coordinates (CondInst itself), features and *absolute* coordinates, features alone, or relative
-# coordinates alone. Here is one held-out image, chosen because the difference is easy to see in it. For each object the
-# predicted mask that fits best is painted; the number is the mean IoU with the truth.
+# coordinates alone. Here is one held-out image, chosen for its rings. For each object the predicted mask that fits best is
+# painted on the photo in grey; the number is the mean IoU with the truth.
 
 # %% tags=["first-result", "demo"]
 import torch
@@ -41,14 +42,15 @@ READS = {
 models = {name: load_tiny(name).model for name in READS}
 photo, target = held_out(50)[17]
 photo, truth = photo / 255, target["masks"].bool()  # (3, H, W), (M, H, W)
-panels = {"the truth": (photo, {"masks": truth})}
+gray = 0.4 + 0.6 * photo.mean(dim=0).expand(3, -1, -1)  # to paint masks on
+panels = {"the truth": (gray, {"masks": truth})}
 for name, model in models.items():
     with torch.no_grad():
         found = model([photo])[0]["masks"]
     iou = mask_iou(found, truth, torch.zeros(len(truth), dtype=torch.bool))  # (N, M)
     best = iou.max(dim=0)
     title = f"{READS[name]}: {best.values.mean():.2f}"
-    panels[title] = (photo, {"masks": found[best.indices]})
+    panels[title] = (gray, {"masks": found[best.indices]})
 pic.show_panels(panels, columns=5)
 
 # %% [markdown]
@@ -62,7 +64,7 @@ for name, score in scores.items():
 # %% [markdown] tags=["instructor"]
 # minutes: 5
 # Ask for guesses before the cell runs: which of the four fails? Most expect "features alone" to fail, and here it does
-# not. Keep that open; "Break it" answers it. The rings of "relative alone" are filled: eight channels of straight lines
+# not. Keep that open; "Look inside" answers it. The rings of "relative alone" are filled: eight channels of straight lines
 # make a blob at the right place, not a hole.
 
 # %% [markdown]
@@ -81,12 +83,12 @@ from condinst_edu.teach.interactive import look, redraw
 
 
 def scene(*places, size=(128, 192), radius=14):
-    """A grey image (3, H, W) with red discs around the places (x, y), and their masks (N, H, W)."""
+    """A grey image (3, H, W) with yellow discs around the places (x, y), and their masks (N, H, W)."""
     noise = torch.randn(3, *size, generator=torch.Generator().manual_seed(0))
     y, x = torch.meshgrid(*map(torch.arange, size), indexing="ij")
     discs = torch.stack([(x - px) ** 2 + (y - py) ** 2 <= radius**2 for px, py in places])
     image = 0.55 + 0.03 * noise
-    image[:, discs.any(dim=0)] = torch.tensor([0.85, 0.3, 0.2])[:, None]
+    image[:, discs.any(dim=0)] = torch.tensor([0.95, 0.85, 0.35])[:, None]
     return image.clamp(0, 1), discs
 
 
@@ -300,27 +302,33 @@ figure
 
 # %% [markdown]
 # Origin and mask move with the object, theta stays. This is the network's own property: convolutions answer a moved
-# image with the same numbers, moved, as far as the border allows. "As far as the border allows" is also the key to the
-# model that reads *features alone*. Its head has no coordinates, yet it told A from B. Near the border convolutions read
-# padding zeros, so a deep network can tell how far away the border is, and so write a position into the features. If that
-# is how it does it, it must fail far from the border. Same discs, same distance from each other, in a larger image:
+# image with the same numbers, moved, as far as the border allows. That is also why $\theta$ *should not* need a position:
+# the controller is a convolution as well, and has no way to know where it is, except by the border.
+#
+# The border is the key to the model that reads *features alone*. Its head has no coordinates, yet it told A from B. Near
+# the border convolutions read padding zeros, so a deep network can tell how far away the border is, and write that into
+# its features. If this is how it does it, it must fail far from the border. Same discs, same colours, in a larger
+# image; once near a corner, once in the middle (the picture shows the middle):
 
 # %% tags=["demo"]
 C, D = (300, 236), (396, 268)
-wide, wide_discs = scene(C, D, size=(512, 704))
 window = (slice(None), slice(160, 344), slice(224, 472))  # the part that is shown
 panels = {}
-for name in ("condinst", "condinst-absolute", "condinst-none"):
-    mask = look(models[name], wide).segment_at(*C).mask
-    on = [float((mask & disc).sum() / disc.sum()) for disc in wide_discs]
-    print(f"{READS[name]:20}  asked at C: covers {on[0]:.0%} of C and {on[1]:.0%} of D")
-    panels[f"{READS[name]}: at C"] = (wide[window], {"masks": mask[None][window]})
+for place, pair in {"corner": (A, B), "middle": (C, D)}.items():
+    wide, wide_discs = scene(*pair, size=(512, 704))
+    for name in ("condinst", "condinst-absolute", "condinst-none"):
+        mask = look(models[name], wide).segment_at(*pair[0]).mask
+        on = [float((mask & disc).sum() / disc.sum()) for disc in wide_discs]
+        print(f"{place}, {READS[name]:20}  first disc {on[0]:4.0%}, other disc {on[1]:4.0%}")
+        if place == "middle":
+            panels[READS[name]] = (wide[window], {"masks": mask[None][window]})
 pic.show_panels(panels, columns=3)
 
 # %% [markdown]
-# Relative coordinates draw C alone. The other two draw *both* discs: the failure of lesson 2's plain FCN, which our small
-# images had hidden. The model with absolute coordinates was trained at one image size, and had come to lean on the
-# padding as well.
+# We asked for the first disc each time. With relative coordinates it comes alone, everywhere. *Features alone* manages in the
+# corner and draws *both* discs in the middle: the failure of lesson 2's plain FCN, which our small images had hidden.
+# *Absolute* fails at both places: its maps run from -1 to 1 over any image, so in a larger one the same numbers stand for
+# other pixels than in training.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 12
@@ -346,7 +354,7 @@ UPSAMPLINGS = {"aligned": aligned_upsample}
 UPSAMPLINGS |= {n: d.function for n, d in DEVIATIONS.items() if n.startswith("upsample-")}
 
 
-def distance_inside(size, stride, middle=(90.0, 41.0), radius=22.3):
+def distance_inside(size, stride, middle=(58.0, 33.0), radius=20.3):
     """Pixels to a disc's outline, positive inside, at the pixels of a map's cells: (H, W)."""
     distance = radius - (locations(size, stride) - torch.tensor(middle)).norm(dim=1)
     return distance.reshape(size)
@@ -358,25 +366,25 @@ def compare(mask, truth):
     return shift, float((mask & truth).sum() / (mask | truth).sum())
 
 
-disc = distance_inside((96, 144), 1) > 0
-cells = distance_inside((12, 18), 8)
+disc = distance_inside((64, 96), 1) > 0
+cells = distance_inside((8, 12), 8)
 outlines = {}
 for name, upsample in UPSAMPLINGS.items():
     mask = upsample(cells, 8) > 0
     (dx, dy), iou = compare(mask, disc)
     outlines[f"{name.removeprefix('upsample-')}: ({dx:+.1f}, {dy:+.1f})"] = mask
     print(f"{name:24}  shifted by ({dx:+.2f}, {dy:+.2f}) pixels, IoU {iou:.3f}")
-pic.show_outlines(1 - 0.25 * disc.expand(3, -1, -1), disc, outlines, columns=3)
+pic.show_outlines(0.95 - 0.25 * disc.expand(3, -1, -1), disc, outlines, columns=3)
 
 # %% [markdown]
 # Half-pixel centres are not *wrong*: they place cell $i$ at pixel $s i + (s - 1)/2$, half a pixel from where we place it.
 # Reading at $k / f$ is off by half a stride. `align_corners=True` stretches the map, so its error depends on the place.
 #
 # **One subtlety.** CondInst upsamples twice: by 2 before the sigmoid, then by 4 to the pixels. Count: the first step puts
-# cell $i$ at fine cell $2i + 1$, which stands for pixel $4 (2i + 1) + 2 = 8 i + 6$, and not for $8 i + 4$. In general a step
-# from stride $s$ to $s/f > 1$ moves by $\frac{s}{f} \lfloor \frac{f}{2} \rfloor + \lfloor \frac{s}{2f} \rfloor -
-# \lfloor \frac{s}{2} \rfloor$ pixels. Official code and ours have that step in training *and* in inference, so the network
-# learns to draw that much further up and left. On the cells above, and on our trained model ($s = 4$, $f = 2$):
+# cell $i$ at fine cell $2i + 1$, which stands for pixel $4 (2i + 1) + 2 = 8 i + 6$, and not for $8 i + 4$. In general a
+# step from stride $s$ to $s/f$ ($f$ even) moves everything by $\lfloor s / (2f) \rfloor$ pixels, right and down. The official
+# code and ours have this step in training *and* in inference, so the network learns to draw that much further up and
+# left. Here on the cells from above, and on our trained model ($s = 4$, $f = 2$, so 1 pixel):
 
 # %%
 (dx, dy), iou = compare(aligned_upsample(aligned_upsample(cells, 2), 4) > 0, disc)
@@ -429,16 +437,17 @@ for name, function in variants.items():
     logits = draw(function(size, model.stride, centers, scales), seen.features, theta)
     masks = aligned_upsample(aligned_upsample(logits, 2), 2) > 0
     iou = sum(compare(a, b)[1] for a, b in zip(masks, objects, strict=True)) / len(masks)
-    panels[f"{name}: IoU {iou:.2f}"] = (photo, {"masks": masks})
+    panels[f"{name}: IoU {iou:.2f}"] = (gray, {"masks": masks})
     if name in DEVIATIONS:
         print(f"{name}: {DEVIATIONS[name].line}")
 pic.show_panels(panels, columns=4)
 
 # %% [markdown]
-# Flipped, every mask is mirrored at its location, and features that do not fit cut holes into it. Swapped, it is mirrored
-# at the diagonal, which a disc survives. From the middle, all filters look at one place. Not scaled, the numbers are tens of
-# times too large and a mask shrinks to almost nothing around its location; counted in cells, they are too small, and masks
-# grow over whatever has fitting features. At the corner, masks move by two pixels, hard to see and easy to measure.
+# *Flipped*: filters look on the wrong side of the location, so only what lies around it on both sides stays. *To the
+# middle*: all instances look at one place. *Not scaled*: the numbers are 64 or more times too large, and every border of
+# every filter shrinks onto the location. *In cells*: they are too small, every pixel seems near, and masks grow over whatever
+# has fitting features. *Swapped*: mirrored at the diagonal, which round things survive in part. *At the corner*: masks move
+# by 2 pixels, which the eye misses and the IoU does not.
 #
 # Upsampling is also used inside the model: the bottom branch adds upsampled coarse levels to the finest one. `deviate`
 # swaps the library's function inside a block:
@@ -499,10 +508,11 @@ print("from worst to best, paper:", ", ".join(READS[n] for n in orders[0]))
 print("from worst to best, ours: ", ", ".join(READS[n] for n in orders[1]))
 
 # %% [markdown]
-# What this shows: relative coordinates with features are best in both. What it does not show: how much. At 128 pixels the
+# What this shows: relative coordinates with features are best in both, and the rows' order is the paper's if the two printed
+# lines agree. What it does not show: how large the gaps are. At 128 pixels the
 # border tells everyone where they are, so *features alone* loses little; on larger images it loses nearly everything,
-# while the boxes of the same model stay good (but no larger image was in its training, so that column is a stress test, and not
-# the paper's experiment). *Relative alone* is level with *features alone* in the paper and far behind here: stars and
+# while the boxes of the same model stay good. (No larger image was in its training, so those columns are a stress test, not
+# the paper's experiment; and *absolute* fails there by its own scale, as above.) *Relative alone* is level with *features alone* in the paper and far behind here: stars and
 # rings need edges, which two coordinates and 8 channels cannot draw; many COCO objects are closer to blobs. One seed:
 # differences of a point or two may be chance.
 #
@@ -518,6 +528,10 @@ for name, factor in rows:
     paper = f"{row['resolution']:>17} {row['AP']:6.1f} {row['APs']:6.1f}"
     ap, small = (100 * scores[name][key] for key in ("AP", "APs"))
     print(f"{factor:6} {paper}   {f'1/{4 // factor}':>22} {ap:6.1f} {small:6.1f}")
+
+# %% [markdown]
+# Both agree that masks should be upsampled. The gap at factor 1 is far larger here: our objects are 18 to 54 pixels large,
+# so a mask at 1/4 has few cells across, like the paper's small objects (APs), which also gain most.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
@@ -659,7 +673,7 @@ check("03-aligned-upsample", upsample)
 # open, and what the code does about it.
 
 # %%
-for erratum in ERRATA:
+for erratum in ERRATA.values():
     if {"condinst:table-3", "condinst:table-4"} & set(erratum.items):
         print(f"{'✓' if erratum.witness() else '✗'} {erratum.where}: {erratum.says}")
         print(f"  {erratum.status}: {erratum.finding}\n")
@@ -674,8 +688,8 @@ same_as(draw(-maps, seen.features, weights), draw(maps, seen.features, theta), n
 print("Official code has location - pixel: the same head, with W_xy negated in its checkpoints.")
 
 # %% [markdown]
-# Also open in the paper: how its absolute coordinates were scaled ($[-1, 1]$ is our choice), and which bilinear upsampling
-# is meant. The official code has the aligned one with its constant step of $s/f$ halves, measured above.
+# Also open in the paper: how its absolute coordinates were scaled ($[-1, 1]$ is our choice), and which of the bilinear
+# upsamplings is meant. The official code has the aligned one, with the step of $\lfloor s/(2f) \rfloor$ pixels measured above.
 #
 # ## In three lines
 #
