@@ -21,10 +21,10 @@ doctor.quick("condinst", *(f"condinst-{name}" for name in names))
 # %% [markdown]
 # ## A result first
 #
-# Four tiny CondInsts were trained alike, on the same images with the same seed. They differ in what the mask head reads:
-# features and *relative* coordinates (CondInst itself), features and *absolute* coordinates, features alone, or relative
-# coordinates alone. Here is one held-out image, chosen for its rings. For each object the predicted mask that fits best is
-# painted on the photo in grey; the number is the mean IoU with the truth.
+# Four tiny CondInsts were trained alike, on the same images with the same seed. They differ in what the mask head
+# reads: features and *relative* coordinates (CondInst itself), features and *absolute* coordinates, features alone, or
+# relative coordinates alone. Here is one held-out image, chosen for its rings. For each object the predicted mask that
+# fits best is painted on the photo in grey; the number is the mean IoU with the truth.
 
 # %% tags=["first-result", "demo"]
 import torch
@@ -64,8 +64,8 @@ for name, score in scores.items():
 # %% [markdown] tags=["instructor"]
 # minutes: 5
 # Ask for guesses before the cell runs: which of the four fails? Most expect "features alone" to fail, and here it does
-# not. Keep that open; "Look inside" answers it. The rings of "relative alone" are filled: eight channels of straight lines
-# make a blob at the right place, not a hole.
+# not. Keep that open; "Look inside" answers it. The rings of "relative alone" are filled: eight channels of straight
+# lines make a blob at the right place, not a hole.
 
 # %% [markdown]
 # ## The problem
@@ -74,16 +74,16 @@ for name, score in scores.items():
 # objects that look alike have alike features, so filters that fire on one of them fire on the other, unless a cell also
 # says *where it is*. That is what the two coordinate maps are for. The question is: where, counted from which origin?
 #
-# A clean test has two equal discs, A and B, on grey. `look` runs a model once; `segment_at` gives the mask that the
-# location at a pixel draws; `redraw` draws the same mask again after we have changed something. We ask at A, at B,
-# and then at B **with A's theta**.
+# A clean test: two equal discs, A and B, on grey. `look` runs a model once, `segment_at` gives the mask that the
+# location at a pixel draws, `redraw` draws it again with something changed. We ask at A, at B, and at B **with A's
+# theta**. The mask is painted over the disc.
 
 # %% tags=["demo"]
 from condinst_edu.teach.interactive import look, redraw
 
 
 def scene(*places, size=(128, 192), radius=14):
-    """A grey image (3, H, W) with yellow discs around the places (x, y), and their masks (N, H, W)."""
+    """A grey image (3, H, W) with yellow discs at places (x, y), and their masks (N, H, W)."""
     noise = torch.randn(3, *size, generator=torch.Generator().manual_seed(0))
     y, x = torch.meshgrid(*map(torch.arange, size), indexing="ij")
     discs = torch.stack([(x - px) ** 2 + (y - py) ** 2 <= radius**2 for px, py in places])
@@ -99,15 +99,16 @@ for name in ("condinst", "condinst-absolute", "condinst-none"):
     seen = look(models[name], discs_image)
     a, b = seen.segment_at(*A), seen.segment_at(*B)
     masks = {"at A": a.mask, "at B": b.mask, "at B with A's theta": redraw(b, theta=a.theta).mask}
-    panels |= {f"{READS[name]}: {what}": (discs_image, {"masks": m[None]}) for what, m in masks.items()}
+    for what, mask in masks.items():
+        panels[f"{READS[name]}: {what}"] = (discs_image, {"masks": mask[None]})
     change = float((a.theta - b.theta).norm() / a.theta.norm())
     print(f"{READS[name]:20}  theta differs by {change:.1%} between A and B")
 pic.show_panels(panels, columns=3)
 
 # %% [markdown]
 # With relative coordinates the two thetas are almost one and the same: $\theta$ says "a disc around *here*", and the
-# origin says where here is. A's theta at B draws B. With absolute coordinates $\theta$ has to say "a disc *at A*", so it
-# differs from B's, and at B it still draws A.
+# origin says where here is. A's theta at B draws B. With absolute coordinates $\theta$ has to say "a disc *at A*", so
+# it differs from B's, and at B it still draws A.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
@@ -128,9 +129,9 @@ pic.show_panels(panels, columns=3)
 #
 # $$O_n(p) = \frac{p - c_n}{u_n}.$$
 #
-# **The unit** is $u_n = 8 \, s_n$, with $s_n$ the stride of the level that predicted the instance. Coarse levels predict
-# large objects; in this unit they come out about as large as small objects do on their own level, and one controller can
-# serve all levels.
+# **The unit** is $u_n = 8 \, s_n$, with $s_n$ the stride of the level that predicted the instance. Coarse levels
+# predict large objects; in this unit they are about as large as small objects on fine levels, so one controller serves
+# all levels.
 #
 # **Absolute coordinates** (for `condinst:table-3`) have one origin for all, the middle of the map, and run over
 # $[-1, 1]$: $\;O(p) = p \,/\, (W s / 2,\; H s / 2) - 1$. They do not depend on $n$.
@@ -158,12 +159,12 @@ scales = 8 * torch.tensor([8.0, 16.0, 32.0])
 maps = maps_by_loops((24, 36), 4, centers, scales)
 same_as(maps, relative_coordinates((24, 36), 4, centers, scales))
 for (width, height), unit in zip([(24, 16), (48, 32), (96, 64)], scales, strict=True):
-    print(f"unit {unit:3.0f}: an object of {width} x {height} pixels is {width / unit} x {height / unit}")
+    print(f"unit {unit:3.0f}: {width} x {height} pixels are {width / unit} x {height / unit}")
 
 # %% [markdown]
-# The three maps below belong to instances from levels of stride 8, 16 and 32, on one bottom map of stride 4. The black
-# line is 0: it passes through the instance's location. Compare the colours: near an instance of a fine level numbers
-# grow quickly, for one of a coarse level slowly.
+# The first three rows below belong to instances from levels of stride 8, 16 and 32, all on one bottom map of stride 4.
+# The black line is 0: it passes through the instance's location. For a fine level numbers grow quickly, for a coarse
+# one slowly.
 
 # %% tags=["demo"]
 names = []
@@ -183,20 +184,19 @@ pic.show_coordinate_maps(torch.cat([maps, absolute[None]]), [*names, "absolute"]
 # ### No coordinate tensor is needed
 #
 # $O_n$ differs for each instance, so a direct implementation builds a tensor $N \times (2 + C) \times H \times W$: the
-# features, copied $N$ times, behind $N$ pairs of maps. But $O_n$ is *affine* in $p$, and so is layer 1. Split its weight
-# into $W^{xy}_n$ (for the coordinates) and $W^f_n$ (for the features $F$), and multiply out:
+# features, copied $N$ times, behind $N$ pairs of maps. But $O_n$ is *affine* in $p$, and so is layer 1. Split its
+# weight into $W^{xy}_n$ (for the coordinates) and $W^f_n$ (for the features $F$), and multiply out:
 #
 # $$W^{xy}_n \frac{p - c_n}{u_n} + W^f_n F(p) + b_n
 #   = \underbrace{\Big[\tfrac{1}{u_n} W^{xy}_n, \; W^f_n\Big]}_{\text{per instance}}
 #     \underbrace{\begin{bmatrix} p \\ F(p) \end{bmatrix}}_{\text{shared}}
 #   + \underbrace{b_n - \tfrac{1}{u_n} W^{xy}_n c_n}_{\text{per instance}}.$$
 #
-# What depends on the pixel no longer depends on the instance. All instances share one map $(2 + C) \times H \times W$,
-# and layer 1 of all of them is *one* matrix product $(8N \times 10) \cdot (10 \times HW)$. The library's mask head works
-# like this; `relative_coordinates` is its definition, and the head never calls it.
+# What depends on the pixel no longer depends on the instance. All share one map $(2 + C) \times H \times W$, and layer
+# 1 of all instances is *one* matrix product $(8N \times 10) \cdot (10 \times HW)$. The library's mask head works like
+# this; `relative_coordinates` is its definition, which the head never calls.
 #
-# Is it the same? `draw` is the direct form; `layer_1_folded` uses `fold_coordinates`, your third exercise. The size is
-# that of CondInst at 800 x 1024 pixels, with 100 instances.
+# Is it the same? `draw` is the direct form. The size is that of CondInst at 800 x 1024 pixels, with 100 instances.
 
 # %%
 from condinst_edu.mask_head import DynamicMaskHead, split_parameters
@@ -224,10 +224,11 @@ with torch.inference_mode():
     same_as(draw(maps, features, theta), library, name="the library's mask head")
 
 # %% [markdown]
-# And what does it save? Layer 1 alone, both ways, in this very run: how many bytes it reads, and the best time of five.
+# And what does it save? Layer 1 alone, both ways, in this very run: the bytes it reads, and the best time of five.
+# `fold_coordinates` does the algebra above; it is your third exercise.
 
 # %% tags=["demo"]
-import time
+from timeit import repeat
 
 weights, biases = split_parameters(theta, (10, 8, 8, 1))
 weight, bias = weights[0], biases[0]  # (N, 8, 10), (N, 8)
@@ -246,31 +247,25 @@ def layer_1_folded():
     return torch.addmm(offset.reshape(-1, 1), matrix, inputs).unflatten(0, (N, 8)), inputs
 
 
-def seconds(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 with torch.inference_mode():
-    same_as(layer_1_folded()[0], layer_1_direct()[0], name="layer 1 on the coordinate tensor")
-    times = [min(seconds(f) for _ in range(5)) for f in (layer_1_direct, layer_1_folded)]
-    sizes = [f()[1].nbytes for f in (layer_1_direct, layer_1_folded)]
-print(f"reads {sizes[0] / 1e6:.1f} MB or {sizes[1] / 1e6:.1f} MB: {sizes[0] / sizes[1]:.0f} times less")
-print(f"{1e3 * times[0]:.0f} ms or {1e3 * times[1]:.0f} ms: {times[0] / times[1]:.1f} times faster")
+    (a, direct), (b, shared) = layer_1_direct(), layer_1_folded()
+    same_as(b, a, name="layer 1 on the coordinate tensor")
+    slow, fast = (min(repeat(f, number=1, repeat=5)) for f in (layer_1_direct, layer_1_folded))
+print(f"reads {direct.nbytes / 1e6:.1f} MB or {shared.nbytes / 1e6:.1f} MB", end=": ")
+print(f"{direct.nbytes / shared.nbytes:.0f} times less")
+print(f"{1e3 * slow:.0f} ms or {1e3 * fast:.0f} ms: {slow / fast:.1f} times faster")
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
 # Let the class do the multiplication on paper before showing it. What else is affine in p, and would fold in the same
-# way? (Absolute coordinates do.) What would not? (Distances, sines: no.) In training the direct form is also kept for the
-# backward pass, which is where the memory hurts most.
+# way? (Absolute coordinates do.) What would not? (Distances, sines: no.) In training the direct form is also kept for
+# the backward pass, which is where the memory hurts most.
 
 # %% [markdown]
 # ## Look inside
 #
-# **Move an object.** One disc, drawn at several places, one image each. How much does its theta change? The first moves
-# are by whole strides; the last is by 3 pixels, less than a stride: the location stays where it was, and theta
-# itself has to carry the difference.
+# **Move an object.** One disc, one image for each place. How much does its theta change? The first moves are by whole
+# strides. The last is by 3 pixels: the location stays where it was, so theta itself has to carry the difference.
 
 # %% tags=["demo"]
 moves = [(32, 0), (64, 32), (96, 32), (3, 0)]
@@ -301,14 +296,12 @@ for row, place in enumerate((A, B)):
 figure
 
 # %% [markdown]
-# Origin and mask move with the object, theta stays. This is the network's own property: convolutions answer a moved
-# image with the same numbers, moved, as far as the border allows. That is also why $\theta$ *should not* need a position:
-# the controller is a convolution as well, and has no way to know where it is, except by the border.
+# Origin and mask move with the object, theta stays. Convolutions answer a moved image with the same numbers, moved, as
+# far as the border allows. The controller is a convolution too: it cannot know where it is, except by the border.
 #
-# The border is the key to the model that reads *features alone*. Its head has no coordinates, yet it told A from B. Near
-# the border convolutions read padding zeros, so a deep network can tell how far away the border is, and write that into
-# its features. If this is how it does it, it must fail far from the border. Same discs, same colours, in a larger
-# image; once near a corner, once in the middle (the picture shows the middle):
+# The border is also the key to *features alone*. That head has no coordinates, yet it told A from B. Near the border
+# convolutions read padding zeros, so a deep network can tell how far away it is, and write that into its features. If
+# so, it must fail far from the border. The same discs in a larger image, near a corner and in the middle (pictured):
 
 # %% tags=["demo"]
 C, D = (300, 236), (396, 268)
@@ -325,10 +318,10 @@ for place, pair in {"corner": (A, B), "middle": (C, D)}.items():
 pic.show_panels(panels, columns=3)
 
 # %% [markdown]
-# We asked for the first disc each time. With relative coordinates it comes alone, everywhere. *Features alone* manages in the
-# corner and draws *both* discs in the middle: the failure of lesson 2's plain FCN, which our small images had hidden.
-# *Absolute* fails at both places: its maps run from -1 to 1 over any image, so in a larger one the same numbers stand for
-# other pixels than in training.
+# We asked for the first disc each time. With relative coordinates it comes alone, everywhere. *Features alone* manages
+# in the corner and draws *both* discs in the middle: the failure of lesson 2's plain FCN, which our small images had
+# hidden. *Absolute* fails at both places: its maps run from -1 to 1 over any image, so in a larger one the same numbers
+# stand for other pixels than in training.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 12
@@ -343,8 +336,8 @@ pic.show_panels(panels, columns=3)
 # by a factor $f$ reads at $(k - \lfloor f/2 \rfloor) / f$: with $f = s$ that is it. PyTorch's default for bilinear
 # interpolation reads at $(k + \frac{1}{2}) / f - \frac{1}{2}$ instead, half-pixel centres.
 #
-# To see what that does, we take "logits" that are right by construction (the distance to a disc's outline, at the cells'
-# own pixels, stride 8), upsample them by 8 in five ways, and measure how far the mask's mass centre is off.
+# To see what that does, we take "logits" that are right by construction (the distance to a disc's outline, at the
+# cells' own pixels, stride 8), upsample them by 8 in five ways, and measure how far the mask's mass centre is off.
 
 # %% tags=["demo"]
 from condinst_edu.coordinates import mass_centers
@@ -377,18 +370,19 @@ for name, upsample in UPSAMPLINGS.items():
 pic.show_outlines(0.95 - 0.25 * disc.expand(3, -1, -1), disc, outlines, columns=3)
 
 # %% [markdown]
-# Half-pixel centres are not *wrong*: they place cell $i$ at pixel $s i + (s - 1)/2$, half a pixel from where we place it.
-# Reading at $k / f$ is off by half a stride. `align_corners=True` stretches the map, so its error depends on the place.
+# The true outline is dashed. Half-pixel centres are not *wrong*: they place cell $i$ at pixel $s i + (s - 1)/2$, half a
+# pixel from where we place it. Reading at $k / f$ is off by half a stride. `align_corners` stretches the map, so its
+# error depends on the place.
 #
-# **One subtlety.** CondInst upsamples twice: by 2 before the sigmoid, then by 4 to the pixels. Count: the first step puts
-# cell $i$ at fine cell $2i + 1$, which stands for pixel $4 (2i + 1) + 2 = 8 i + 6$, and not for $8 i + 4$. In general a
-# step from stride $s$ to $s/f$ ($f$ even) moves everything by $\lfloor s / (2f) \rfloor$ pixels, right and down. The official
-# code and ours have this step in training *and* in inference, so the network learns to draw that much further up and
-# left. Here on the cells from above, and on our trained model ($s = 4$, $f = 2$, so 1 pixel):
+# **One subtlety.** CondInst upsamples twice: by 2 before the sigmoid, then by 4 to the pixels. Count: the first step
+# puts cell $i$ at fine cell $2i + 1$, which stands for pixel $4 (2i + 1) + 2 = 8 i + 6$, and not for $8 i + 4$. In
+# general a step from stride $s$ to $s/f$ ($f$ even) moves everything by $\lfloor s / (2f) \rfloor$ pixels, right and
+# down. The official code and ours have this step in training *and* in inference, so the network learns to draw that
+# much further up and left. Here on the cells from above, and on our trained model ($s = 4$, $f = 2$, so 1 pixel):
 
 # %%
 (dx, dy), iou = compare(aligned_upsample(aligned_upsample(cells, 2), 4) > 0, disc)
-print(f"exact cells, aligned by 2, then by 4: shifted by ({dx:+.2f}, {dy:+.2f}) pixels, IoU {iou:.3f}")
+print(f"exact cells, by 2, then by 4          ({dx:+.2f}, {dy:+.2f}) pixels, IoU {iou:.3f}")
 
 rows = {}
 for k in range(20):
@@ -410,9 +404,10 @@ for way, values in rows.items():
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
-# Work through one row of cells on the board (stride 4, pixels 2, 6, 10, ...). Misconception: "aligned means exact".
-# It means: the same in training and inference, and exact where it ends at the pixels. With stride 8 and factor 2,
-# half-pixel upsampling keeps cells on their pixels, and the official one moves them by 2; nobody notices, as the network learns it.
+# Work through one row of cells on the board (stride 4, pixels 2, 6, 10, ...). Misconception: "aligned means exact". It
+# means: the same in training and inference, and exact where it ends at the pixels. With stride 8 and factor 2,
+# half-pixel upsampling keeps cells on their pixels, and the official one moves them by 2; nobody notices, as the
+# network learns it.
 
 # %% [markdown]
 # ## Break it
@@ -444,10 +439,10 @@ pic.show_panels(panels, columns=4)
 
 # %% [markdown]
 # *Flipped*: filters look on the wrong side of the location, so only what lies around it on both sides stays. *To the
-# middle*: all instances look at one place. *Not scaled*: the numbers are 64 or more times too large, and every border of
-# every filter shrinks onto the location. *In cells*: they are too small, every pixel seems near, and masks grow over whatever
-# has fitting features. *Swapped*: mirrored at the diagonal, which round things survive in part. *At the corner*: masks move
-# by 2 pixels, which the eye misses and the IoU does not.
+# middle*: all instances look at one place. *Not scaled*: the numbers are 64 or more times too large, and the place
+# where the filters fire shrinks to nothing. *In cells*: they are too small, every pixel seems near, and masks grow over
+# whatever has fitting features. *Swapped*: mirrored at the diagonal, which round things survive in part. *At the
+# corner*: the maps are off by 2 pixels, but the features know where the edges are, and the masks hardly change.
 #
 # Upsampling is also used inside the model: the bottom branch adds upsampled coarse levels to the finest one. `deviate`
 # swaps the library's function inside a block:
@@ -473,9 +468,9 @@ with torch.no_grad():
 # %% [markdown]
 # ## Paper and miniature
 #
-# `condinst:table-3`, mask AP in percent. The paper: COCO, ResNet-50, images about 800 pixels high. Ours: the four models from
-# above, 128 x 128 pixels of drawn shapes, **one seed each**. In the last two columns the *same weights* meet 8 larger
-# images, drawn by the same program with about as many objects per area.
+# `condinst:table-3`, mask AP in percent. The paper: COCO, ResNet-50, images about 800 pixels high. Ours: the four
+# models from above, 128 x 128 pixels of drawn shapes, **one seed each**. In the last two columns the *same weights*
+# meet 8 larger images, drawn by the same program with about as many objects per area.
 
 # %% tags=["demo"]
 from condinst_edu.datasets.coco import CocoDataset
@@ -508,13 +503,13 @@ print("from worst to best, paper:", ", ".join(READS[n] for n in orders[0]))
 print("from worst to best, ours: ", ", ".join(READS[n] for n in orders[1]))
 
 # %% [markdown]
-# What this shows: relative coordinates with features are best in both, and the rows' order is the paper's if the two printed
-# lines agree. What it does not show: how large the gaps are. At 128 pixels the
-# border tells everyone where they are, so *features alone* loses little; on larger images it loses nearly everything,
-# while the boxes of the same model stay good. (No larger image was in its training, so those columns are a stress test, not
-# the paper's experiment; and *absolute* fails there by its own scale, as above.) *Relative alone* is level with *features alone* in the paper and far behind here: stars and
-# rings need edges, which two coordinates and 8 channels cannot draw; many COCO objects are closer to blobs. One seed:
-# differences of a point or two may be chance.
+# What this shows: relative coordinates with features are best in both, and the rows' order is the paper's if the two
+# printed lines agree. What it does not show: how large the gaps are. At 128 pixels the border tells everyone where they
+# are, so *features alone* loses little; on larger images it loses nearly everything, while the boxes of the same model
+# stay good. (No larger image was in its training, so those columns are a stress test, not the paper's experiment; and
+# *absolute* fails there by its own scale, as above.) *Relative alone* is level with *features alone* in the paper and
+# far behind here: stars and rings need edges, which two coordinates and 8 channels cannot draw; many COCO objects are
+# closer to blobs. One seed: differences of a point or two may be chance.
 #
 # `condinst:table-4`, the factor by which logits are upsampled before the sigmoid. The tiny bottom branch is one level
 # finer than the paper's, so the resolutions differ:
@@ -530,8 +525,8 @@ for name, factor in rows:
     print(f"{factor:6} {paper}   {f'1/{4 // factor}':>22} {ap:6.1f} {small:6.1f}")
 
 # %% [markdown]
-# Both agree that masks should be upsampled. The gap at factor 1 is far larger here: our objects are 18 to 54 pixels large,
-# so a mask at 1/4 has few cells across, like the paper's small objects (APs), which also gain most.
+# Both agree that masks should be upsampled. The gap at factor 1 is far larger here: our objects are 18 to 54 pixels
+# large, so a mask at 1/4 has few cells across, like the paper's small objects (APs), which also gain most.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
@@ -550,8 +545,9 @@ from condinst_edu.teach import click_to_segment
 click_to_segment(models["condinst"], photo)
 
 # %% [markdown]
-# Now drag the *origin* while theta stays: A's theta, with the origin on the way from A to B. The model with features draws
-# only where both fit, the place and the features. The one with coordinates alone draws its disc wherever it is told to.
+# Now drag the *origin* while theta stays: A's theta, with the origin on the way from A to B. The model with features
+# draws only where both fit, the place and the features. The one with coordinates alone draws its disc wherever it is
+# told to.
 
 # %% tags=["play", "demo"]
 panels = {}
@@ -574,6 +570,7 @@ pic.show_panels(panels, columns=4)
 # Write the maps without loops. `size` is (height, width) of the map, `stride` in pixels, `centers` (N, 2) as (x, y),
 # `scales` (N,). Return (N, 2, H, W), x map first. `locations(size, stride)` gives the pixels, (H * W, 2), row by row.
 
+
 # %% tags=["stub"]
 def relative_maps(size, stride, centers, scales):
     """(pixel - location) / scale: (N, 2, H, W)."""
@@ -595,6 +592,7 @@ check("03-relative-coordinates", relative_maps)
 # %% [markdown] tags=["exercise"]
 # 03-absolute-coordinates
 # Write the absolute maps, (2, H, W): the same for all instances, 0 in the middle, from -1 to 1 over the map's extent.
+
 
 # %% tags=["stub"]
 def absolute_maps(size, stride):
@@ -619,6 +617,7 @@ check("03-absolute-coordinates", absolute_maps)
 # Write the fold that `layer_1_folded` above used. `weight` (N, out, 2) is layer 1's part for the coordinates, `bias`
 # (N, out), `centers` (N, 2), `scales` (N,). Return a weight and a bias that give the same on plain pixels $p$.
 
+
 # %% tags=["stub"]
 def fold(weight, bias, centers, scales):
     """Weight (N, out, 2) and bias (N, out) for pixel coordinates."""
@@ -638,8 +637,9 @@ check("03-fold-coordinates", fold)
 
 # %% [markdown] tags=["exercise"]
 # 03-aligned-upsample
-# Write bilinear upsampling by a whole factor that reads the input at $(k - \lfloor f/2 \rfloor) / f$, clamped to the map,
-# along both axes. `x` is (..., H, W).
+# Write bilinear upsampling by a whole factor that reads the input at $(k - \lfloor f/2 \rfloor) / f$, clamped to the
+# map, along both axes. `x` is (..., H, W).
+
 
 # %% tags=["stub"]
 def upsample(x, factor):
@@ -669,8 +669,8 @@ check("03-aligned-upsample", upsample)
 # %% [markdown]
 # ## What the paper says and what the code does
 #
-# The tables' text first: three places that contradict the printed rows, each with its witness. Then what the paper leaves
-# open, and what the code does about it.
+# The tables' text first: three places that contradict the printed rows, each with its witness. Then what the paper
+# leaves open, and what the code does about it.
 
 # %%
 for erratum in ERRATA.values():
@@ -684,16 +684,17 @@ print(f"The unit is not in the paper. Here: {units} strides of the instance's le
 maps = relative_coordinates(size, model.stride, centers, scales)
 weights = theta.clone()
 weights[:, :80].unflatten(1, (8, 10))[:, :, :2] *= -1  # layer 1's weights for x and y
-same_as(draw(-maps, seen.features, weights), draw(maps, seen.features, theta), name="the other sign")
+same_as(draw(-maps, seen.features, weights), draw(maps, seen.features, theta), name="with -O")
 print("Official code has location - pixel: the same head, with W_xy negated in its checkpoints.")
 
 # %% [markdown]
 # Also open in the paper: how its absolute coordinates were scaled ($[-1, 1]$ is our choice), and which of the bilinear
-# upsamplings is meant. The official code has the aligned one, with the step of $\lfloor s/(2f) \rfloor$ pixels measured above.
+# upsamplings is meant. The official code has the aligned one, with the step of $\lfloor s/(2f) \rfloor$ pixels measured
+# above.
 #
 # ## In three lines
 #
-# - A mask head of 1x1 filters needs to know where a cell is; counted from the instance, theta can stay the same everywhere.
+# - 1x1 filters need to be told where a cell is; counted from the instance, theta can stay the same everywhere.
 # - Relative coordinates are affine in the pixel, so they fold into layer 1 and are never built.
 # - A cell is a pixel with an address: upsampling has to keep it, or training has to learn the difference.
 #
