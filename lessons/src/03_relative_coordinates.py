@@ -79,7 +79,7 @@ for name, score in scores.items():
 # theta**. The mask is painted over the disc.
 
 # %% tags=["demo"]
-from condinst_edu.teach.interactive import look, redraw
+from condinst_edu.teach import look, redraw
 
 
 def scene(*places, size=(128, 192), radius=14):
@@ -108,7 +108,8 @@ pic.show_panels(panels, columns=3)
 # %% [markdown]
 # With relative coordinates the two thetas are almost one and the same: $\theta$ says "a disc around *here*", and the
 # origin says where here is. A's theta at B draws B. With absolute coordinates $\theta$ has to say "a disc *at A*", so
-# it differs from B's, and at B it still draws A.
+# it differs from B's, and at B it still draws A. *Features alone* behaves like that too, although its head reads no
+# coordinates at all. That needs an explanation, and gets it below.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
@@ -275,8 +276,7 @@ for name in ("condinst", "condinst-absolute", "condinst-none"):
     cells = []
     for dx, dy in moves:
         there = (A[0] + dx, A[1] + dy)
-        seen = look(models[name], scene(there)[0])
-        moved = seen.segment_at(*(A if dx < 8 else there))
+        moved = look(models[name], scene(there)[0]).segment_at(*there)
         cells.append(float((moved.theta - still.theta).norm() / still.theta.norm()))
     print(f"theta, {READS[name]:15}", *(f"{c:10.1%}" for c in cells))
 
@@ -321,7 +321,7 @@ pic.show_panels(panels, columns=3)
 # We asked for the first disc each time. With relative coordinates it comes alone, everywhere. *Features alone* manages
 # in the corner and draws *both* discs in the middle: the failure of lesson 2's plain FCN, which our small images had
 # hidden. *Absolute* fails at both places: its maps run from -1 to 1 over any image, so in a larger one the same numbers
-# stand for other pixels than in training.
+# stand for other pixels than in training, and far from the border its controller cannot know which of them to name.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 12
@@ -374,7 +374,7 @@ pic.show_outlines(0.95 - 0.25 * disc.expand(3, -1, -1), disc, outlines, columns=
 # pixel from where we place it. Reading at $k / f$ is off by half a stride. `align_corners` stretches the map, so its
 # error depends on the place.
 #
-# **One subtlety.** CondInst upsamples twice: by 2 before the sigmoid, then by 4 to the pixels. Count: the first step
+# **One subtlety.** CondInst upsamples twice (here $s = 8$): by 2 before the sigmoid, then by 4 to the pixels. Count: the first step
 # puts cell $i$ at fine cell $2i + 1$, which stands for pixel $4 (2i + 1) + 2 = 8 i + 6$, and not for $8 i + 4$. In
 # general a step from stride $s$ to $s/f$ ($f$ even) moves everything by $\lfloor s / (2f) \rfloor$ pixels, right and
 # down. The official code and ours have this step in training *and* in inference, so the network learns to draw that
@@ -503,13 +503,13 @@ print("from worst to best, paper:", ", ".join(READS[n] for n in orders[0]))
 print("from worst to best, ours: ", ", ".join(READS[n] for n in orders[1]))
 
 # %% [markdown]
-# What this shows: relative coordinates with features are best in both, and the rows' order is the paper's if the two
-# printed lines agree. What it does not show: how large the gaps are. At 128 pixels the border tells everyone where they
+# What this shows: relative coordinates with features are best in both, and as the two printed lines say, the whole order
+# is the paper's, where the two lowest rows are nearly equal. What it does not show: how large the gaps are. At 128 pixels the border tells everyone where they
 # are, so *features alone* loses little; on larger images it loses nearly everything, while the boxes of the same model
 # stay good. (No larger image was in its training, so those columns are a stress test, not the paper's experiment; and
 # *absolute* fails there by its own scale, as above.) *Relative alone* is level with *features alone* in the paper and
-# far behind here: stars and rings need edges, which two coordinates and 8 channels cannot draw; many COCO objects are
-# closer to blobs. One seed: differences of a point or two may be chance.
+# far behind here: holes and points are hard to draw from two coordinates (the first picture has its rings filled), and
+# COCO's objects, we suppose, are closer to blobs. One seed: differences of a point or two may be chance.
 #
 # `condinst:table-4`, the factor by which logits are upsampled before the sigmoid. The tiny bottom branch is one level
 # finer than the paper's, so the resolutions differ:
@@ -537,12 +537,13 @@ for name, factor in rows:
 # ## Play
 #
 # Click or drag in the image: location, coordinate maps, theta as filters, the layers and the mask follow. Try two rings
-# that touch. Without a browser there is a static picture, and `look(model, image).segment_at(x, y)` gives the same.
+# that touch, and compare the first two columns of layer 1 (the coordinates' weights) with the rest. Without a browser
+# there is a static picture, and `look(model, image).segment_at(x, y)` gives the same.
 
 # %% tags=["play"]
 from condinst_edu.teach import click_to_segment
 
-click_to_segment(models["condinst"], photo)
+click_to_segment(models["condinst"], photo, class_names=load_tiny("condinst").class_names)
 
 # %% [markdown]
 # Now drag the *origin* while theta stays: A's theta, with the origin on the way from A to B. The model with features
