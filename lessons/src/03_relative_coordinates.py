@@ -374,11 +374,12 @@ pic.show_outlines(0.95 - 0.25 * disc.expand(3, -1, -1), disc, outlines, columns=
 # pixel from where we place it. Reading at $k / f$ is off by half a stride. `align_corners` stretches the map, so its
 # error depends on the place.
 #
-# **One subtlety.** CondInst upsamples twice (here $s = 8$): by 2 before the sigmoid, then by 4 to the pixels. Count: the first step
-# puts cell $i$ at fine cell $2i + 1$, which stands for pixel $4 (2i + 1) + 2 = 8 i + 6$, and not for $8 i + 4$. In
-# general a step from stride $s$ to $s/f$ ($f$ even) moves everything by $\lfloor s / (2f) \rfloor$ pixels, right and
-# down. The official code and ours have this step in training *and* in inference, so the network learns to draw that
-# much further up and left. Here on the cells from above, and on our trained model ($s = 4$, $f = 2$, so 1 pixel):
+# **One subtlety.** CondInst upsamples twice (here $s = 8$): by 2 before the sigmoid, then by 4 to the pixels. Count:
+# the first step puts cell $i$ at fine cell $2i + 1$, which stands for pixel $4 (2i + 1) + 2 = 8i + 6$, not for
+# $8i + 4$. In general a step from stride $s$ to $s/f$ ($f$ even) moves everything by $\lfloor s / (2f) \rfloor$ pixels,
+# right and down. The official code and ours have this step in training *and* in inference, so the network learns to
+# draw that much further up and left. Here on the cells from above, and on our trained model, where $s = 4$ and $f = 2$
+# give 1 pixel:
 
 # %%
 (dx, dy), iou = compare(aligned_upsample(aligned_upsample(cells, 2), 4) > 0, disc)
@@ -503,13 +504,14 @@ print("from worst to best, paper:", ", ".join(READS[n] for n in orders[0]))
 print("from worst to best, ours: ", ", ".join(READS[n] for n in orders[1]))
 
 # %% [markdown]
-# What this shows: relative coordinates with features are best in both, and as the two printed lines say, the whole order
-# is the paper's, where the two lowest rows are nearly equal. What it does not show: how large the gaps are. At 128 pixels the border tells everyone where they
-# are, so *features alone* loses little; on larger images it loses nearly everything, while the boxes of the same model
-# stay good. (No larger image was in its training, so those columns are a stress test, not the paper's experiment; and
-# *absolute* fails there by its own scale, as above.) *Relative alone* is level with *features alone* in the paper and
-# far behind here: holes and points are hard to draw from two coordinates (the first picture has its rings filled), and
-# COCO's objects, we suppose, are closer to blobs. One seed: differences of a point or two may be chance.
+# What this shows: relative coordinates with features are best in both, and as the two printed lines say, the whole
+# order is the paper's, where the two lowest rows are nearly equal. What it does not show: how large the gaps are. At
+# 128 pixels the border tells everyone where they are, so *features alone* loses little; on larger images it loses
+# nearly everything, while the boxes of the same model stay good. (No larger image was in its training, so those columns
+# are a stress test, not the paper's experiment; and *absolute* fails there by its own scale, as above.) *Relative
+# alone* is level with *features alone* in the paper and far behind here: holes and points are hard to draw from two
+# coordinates (the first picture has its rings filled), and COCO's objects, we suppose, are closer to blobs. One seed:
+# differences of a point or two may be chance.
 #
 # `condinst:table-4`, the factor by which logits are upsampled before the sigmoid. The tiny bottom branch is one level
 # finer than the paper's, so the resolutions differ:
@@ -525,9 +527,9 @@ for name, factor in rows:
     print(f"{factor:6} {paper}   {f'1/{4 // factor}':>22} {ap:6.1f} {small:6.1f}")
 
 # %% [markdown]
-# The same picture in both: factor 2 gains, factor 4 adds next to nothing (and costs time in training). Our gap at factor 1
-# is far larger: our objects are 18 to 54 pixels large, so a mask at 1/4 has few cells across. The paper's small objects
-# (APs) gain most, too. Again one seed.
+# The same picture in both: factor 2 gains, factor 4 adds next to nothing (and costs time in training). Our gap at
+# factor 1 is far larger: our objects are 18 to 54 pixels large, so a mask at 1/4 has few cells across. The paper's
+# small objects (APs) gain most, too. Again one seed.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
