@@ -43,6 +43,9 @@ def figures() -> dict[str, Figure]:
         "coordinates": pictures.show_coordinate_maps(
             relative_coordinates((12, 16), 8, centers, torch.tensor([64.0, 128.0]))
         ),
+        "outlines": pictures.show_outlines(
+            image, target["masks"][0], {"same": target["masks"][0], "other": target["masks"][1]}
+        ),
         "filters": pictures.show_filters(torch.randn(169, generator=generator)),
         "features": pictures.show_feature_maps(torch.randn(8, 12, 16, generator=generator)),
         "maps": pictures.show_maps(
@@ -78,6 +81,21 @@ def test_targets_draw_every_box_on_every_level() -> None:
 def test_masks_without_instances() -> None:
     image = torch.rand(3, *SIZE, generator=seeded(0))
     assert pixels(pictures.show_masks(image, {})).std() > 0
+
+
+def test_outlines_lie_around_their_masks() -> None:
+    truth, mask = torch.zeros(2, *SIZE, dtype=torch.bool)
+    truth[20:50, 30:70], mask[40:80, 90:120] = True, True
+    figure = pictures.show_outlines(torch.ones(3, *SIZE), truth, {"moved": mask, "empty": mask & truth})
+    moved, empty = ([c.get_paths()[0].get_extents().extents.tolist() for c in ax.collections] for ax in figure.axes)
+    assert moved == [[29.5, 19.5, 69.5, 49.5], [89.5, 39.5, 119.5, 79.5]]  # pixel (x, y) is drawn around (x, y)
+    assert empty == moved[:1]
+
+
+def test_coordinate_maps_have_their_rows_names() -> None:
+    maps = relative_coordinates((6, 8), 8, torch.tensor([[20.0, 30.0], [9.0, 2.0]]), torch.tensor([64.0, 128.0]))
+    titles = [ax.get_title() for ax in pictures.show_coordinate_maps(maps, ["fine", "coarse"]).axes]
+    assert titles[:4] == ["fine: x", "fine: y", "coarse: x", "coarse: y"]
 
 
 def test_xray_tells_every_stage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,16 +108,39 @@ def _caption(instances: Mapping[str, Tensor], i: int, class_names: Sequence[str]
     return f"{name} {float(instances['scores'][i]):.2f}" if "scores" in instances else name
 
 
-def show_coordinate_maps(maps: Tensor) -> Figure:
-    """Coordinate maps (N, 2, H, W), or (2, H, W): a row for each instance, x and y, with the origin's lines."""
+def show_coordinate_maps(maps: Tensor, names: Sequence[str] = ()) -> Figure:
+    """Coordinate maps (N, 2, H, W), or (2, H, W): a row for each instance, x and y, with the origin's lines.
+
+    names: of the rows, by default "instance 0" and so on. All maps share one range of colours.
+    """
     maps = maps.detach().cpu().reshape(-1, 2, *maps.shape[-2:])
+    names = names or [f"instance {i}" for i in range(len(maps))]
     figure, axes = new_figure(len(maps), 2, 3, 3 * maps.shape[2] / maps.shape[3] + 0.3)
     limit = float(maps.abs().max().clamp(min=1e-6))
     for k, values in enumerate(maps.flatten(0, 1)):
-        picture = draw_map(axes[k], values, f"instance {k // 2}: {'xy'[k % 2]}", limit)
+        picture = draw_map(axes[k], values, f"{names[k // 2]}: {'xy'[k % 2]}", limit)
         if values.min() < 0 < values.max():
             axes[k].contour(values.numpy(), levels=[0], colors="black", linewidths=1)
     figure.colorbar(picture, ax=axes, shrink=0.8)
+    return figure
+
+
+def show_outlines(image: Tensor, truth: Tensor, masks: Mapping[str, Tensor], columns: int = 4) -> Figure:
+    """The outlines of masks on an image, a panel under its title for each, beside the dashed outline of the true one.
+
+    image (3, H, W) in [0, 1]; truth (H, W) bool; masks: {title: (H, W) bool}.
+    """
+    columns = min(columns, len(masks))
+    figure, axes = new_figure(-(-len(masks) // columns), columns, 3, 3 * image.shape[1] / image.shape[2] + 0.4)
+    for ax, (title, mask) in zip(axes, masks.items(), strict=False):
+        draw_image(ax, image)
+        for outline, color, style in ((truth, "black", "dashed"), (mask, COLORS(1), "solid")):
+            if outline.any() and not outline.all():
+                values = outline.detach().cpu().float().numpy()
+                ax.contour(values, levels=[0.5], colors=[color], linestyles=style, linewidths=1.8)
+        ax.set_title(title, fontsize=9)
+    for unused in axes[len(masks) :]:
+        unused.set_axis_off()
     return figure
 
 
