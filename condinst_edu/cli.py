@@ -29,6 +29,7 @@ USAGE = """usage: condinst-edu COMMAND [options]     (condinst-edu COMMAND --hel
   bench      measure speed, as ratios within one run:  condinst-edu bench mask-head
   reproduce  a paper's table at small scale:  condinst-edu reproduce condinst:table-3
   trace      where the papers' equations and tables are in the code:  condinst-edu trace [condinst:eq-2]
+  doctor     what keeps the lessons from running on this machine, and the commands that mend it
 """
 
 
@@ -337,6 +338,21 @@ def trace(arguments: list[str]) -> None:
         show_trace()
 
 
+def doctor(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Doctor:
+        """Check this machine for the lessons; the exit status is 1 where something is broken."""
+
+        json: bool = False
+        """Print the checks as JSON."""
+
+    options = parse(Doctor, "doctor", arguments)
+    from condinst_edu.doctor import examine
+
+    if status := examine(options.json):
+        sys.exit(status)
+
+
 def check_device(name: str) -> str:
     """The device's name, if torch can use it here."""
     import torch
@@ -362,4 +378,5 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "bench": bench,
     "reproduce": reproduce,
     "trace": trace,
+    "doctor": doctor,
 }
