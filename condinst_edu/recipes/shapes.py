@@ -55,3 +55,12 @@ def shapes_condinst() -> Recipe:
         "mask_limit": 10,
     }
     return dataclasses.replace(shapes_fcos(), model="condinst", model_args=model_args)
+
+
+def shapes_mask_rcnn() -> Recipe:
+    """Tiny Mask R-CNN, to compare with: the same backbone, torchvision's own heads."""
+    shared = ("backbone", "backbone_options", "channels", "score_threshold")
+    model_args = {key: value for key, value in tiny_model().items() if key in shared}
+    return dataclasses.replace(
+        shapes_fcos(), model="mask-rcnn", model_args=model_args, iterations=2000, lr=2e-3
+    )
