@@ -9,7 +9,9 @@ from typing import Any
 import matplotlib as mpl
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from condinst_edu.fcos import Points
@@ -172,4 +174,62 @@ def show_precision_recall(precision: Tensor, recall: Tensor) -> Figure:
     axes.step(torch.cat([start[0], recall]), torch.cat([start[1], best]), where="pre", label="interpolated")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.05))
     axes.legend(loc="lower left", fontsize=9)
+    return figure
+
+
+def show_chosen(image: Tensor, points: Points, panels: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+    """Locations on an image (3, H, W), a panel for each entry {title: (indices, owners)}.
+
+    indices (S,): of the locations; owners (S,): the object that each answers for, whose colour in `show_masks` it has.
+    The marker grows with the location's stride.
+    """
+    figure, axes = new_figure(1, len(panels), 3.4, 3.4 * image.shape[1] / image.shape[2] + 0.4)
+    for ax, (title, (indices, owners)) in zip(axes, panels.items(), strict=True):
+        x, y = points.xy[indices].cpu().T
+        sizes = (10 + 1.5 * points.stride[indices]).tolist()
+        draw_image(ax, image)
+        ax.scatter(x, y, s=sizes, c=[COLORS(k % 10) for k in owners.tolist()], edgecolors="white", linewidths=0.7)
+        ax.set_title(f"{title}: {len(x)} locations", fontsize=9)
+    return figure
+
+
+def show_label_maps(image: Tensor, maps: Mapping[str, Tensor], class_names: Sequence[str]) -> Figure:
+    """An image (3, H, W) and maps of labels (h, w) beside it, {title: map}: 0 is white, label k has its own colour."""
+    figure, axes = new_figure(1, len(maps) + 1, 2.9, 2.9 * image.shape[1] / image.shape[2] + 0.6)
+    draw_image(axes[0], image)
+    axes[0].set_title("image", fontsize=9)
+    colors = ListedColormap(["white", *(COLORS(k % 10) for k in range(len(class_names)))])
+    for ax, (title, labels) in zip(axes[1:], maps.items(), strict=True):
+        ax.imshow(labels.cpu().numpy(), cmap=colors, vmin=-0.5, vmax=len(class_names) + 0.5)
+        ax.set_title(title, fontsize=9)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    patches = [Patch(color=COLORS(k % 10), label=name) for k, name in enumerate(class_names)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False)
+    return figure
+
+
+def show_curves(
+    curves: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, x: Sequence[float] | None = None
+) -> Figure:
+    """Lines such as losses over the steps of a training: {name: values}; x: where the values are, 0, 1, 2, ... if None.
+
+    With x, each value is a dot as well. The vertical axis begins at 0.
+    """
+    figure, (axes,) = new_figure(1, 1, 5.5, 3.2)
+    for k, (name, values) in enumerate(curves.items()):
+        axes.plot(x or range(len(values)), values, "o-" if x else "-", color=COLORS(k % 10), label=name)
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+    axes.legend(fontsize=9)
+    return figure
+
+
+def show_bars(bars: Mapping[str, float], unit: str, digits: int = 1) -> Figure:
+    """A horizontal bar for each entry {name: value}, the first at the top, its value written beside it."""
+    figure, (axes,) = new_figure(1, 1, 6.2, 0.32 * len(bars) + 0.7)
+    drawn = axes.barh(list(bars), list(bars.values()), color=COLORS(0))
+    axes.bar_label(drawn, labels=[f"{value:.{digits}f}" for value in bars.values()], padding=3, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    axes.margins(x=0.12)
     return figure
