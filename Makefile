@@ -2,7 +2,7 @@
 #   make setup PYTHON=python3.12         the Python that .venv is made with
 #   make setup TORCH_INDEX=URL           the index that torch and torchvision come from (README, "Download size")
 #   make setup PIP_ARGS="..."            further options for pip
-#   make demo ARGS="--minutes 2"         what is handed on to the command, also for lab, test, test-all
+#   make demo ARGS="--minutes 2"         what is handed on to the command, also for lab, lessons, test, test-all
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 6))' >/dev/null 2>&1 && echo $$p && break; done)
@@ -14,7 +14,7 @@ PIP_ARGS ?=
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: help setup demo lab test test-all lint
+.PHONY: help setup demo lab lessons test test-all lint
 
 help:  ## This list.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18
@@ -31,7 +31,10 @@ demo: setup  ## Train a tiny CondInst on drawn shapes, measure it, save a pictur
 lab: setup  ## Open the lessons in JupyterLab.
 	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab --notebook-dir=lessons $(ARGS)
 
-test: setup  ## The tests that take at most ten minutes on two cores.
+lessons: setup  ## Make the notebooks and plans for class from lessons/src; ARGS="02" makes one of them.
+	@$(BIN)/python -m condinst_edu.teach.lessons $(ARGS)
+
+test: setup  ## The fast tests and the solutions of all lessons: at most 15 minutes on two cores.
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-all: setup  ## All tests, the slow ones too.

@@ -56,9 +56,8 @@ class Check(NamedTuple):
 # --------------------------------------------------------------------------------------------------- commands that mend
 
 
-def this_python() -> str:
-    """This interpreter, as it is typed in a terminal."""
-    return f'"{sys.executable}"' if " " in sys.executable else sys.executable
+def quoted(program: str) -> str:
+    return f'"{program}"' if " " in program else program
 
 
 def in_checkout(command: str) -> str:
@@ -68,7 +67,7 @@ def in_checkout(command: str) -> str:
 
 def install() -> str:
     """Install what is missing here; `make setup` alone does nothing once it has come to its end."""
-    return in_checkout(f'{this_python()} -m pip install -e ".[dev]"')
+    return in_checkout(f'{quoted(sys.executable)} -m pip install -e ".[dev]"')
 
 
 # --------------------------------------------------------------------------------------------------------- the checks
@@ -95,31 +94,37 @@ def packages(load: bool = True) -> Check:
     if distribution is None:
         return Check("packages", "broken", f"condinst_edu is not installed in {sys.prefix}", install())
     problems = unmet(distribution)
-    names = needs(distribution)
-    told = {problem.split()[0] for problem in problems}
-    for name in [name for name in names if name not in told]:
+    names = [one.name for one in requirements(distribution)]
+    damaged = []
+    for name in [name for name in names if name not in problems]:
+        module = MODULES.get(name.lower(), name.replace("-", "_"))
         try:
-            module = MODULES.get(name.lower(), name.replace("-", "_"))
             if load:
                 importlib.import_module(module)
             elif importlib.util.find_spec(module) is None:
-                problems.append(f"{name} has no files")
+                raise ImportError("its files are not there")
         except Exception as error:
-            problems.append(f"{name} cannot be imported ({type(error).__name__}: {first_line(error)})")
+            damaged.append(name)
+            problems[name] = f"{name} cannot be imported ({type(error).__name__}: {first_line(error)})"
     if problems:
-        return Check("packages", "broken", "; ".join(problems), install())
+        mend = install()
+        if all(name in damaged for name in problems):  # pip takes these for installed
+            mend = f"{quoted(sys.executable)} -m pip install --force-reinstall {' '.join(damaged)}"
+        return Check("packages", "broken", "; ".join(problems.values()), mend)
     return Check("packages", "ok", f"{len(names)} packages in versions that fit")
 
 
 def torch_and_torchvision() -> Check:
     """Both are of one build: torchvision's compiled NMS runs."""
-    mend = f'{this_python()} -m pip install --force-reinstall "torch>=2.11" "torchvision>=0.26"'
+    mend = f'{quoted(sys.executable)} -m pip install --force-reinstall "torch>=2.11" "torchvision>=0.26"'
     try:
         import torch
         import torchvision
 
         boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [20.0, 20.0, 30.0, 30.0]])
         kept = torchvision.ops.nms(boxes, torch.tensor([0.8, 0.9, 0.7]), 0.5).tolist()
+    except ModuleNotFoundError:
+        raise
     except Exception as error:
         found = f"torch {version('torch')} and torchvision {version('torchvision')} do not fit together: "
         return Check("torch and torchvision", "broken", found + first_line(error), mend)
@@ -147,58 +152,55 @@ def environment() -> Check:
 
 def kernel() -> Check:
     """The kernel "python3" that `make lab` starts runs in the environment that JupyterLab and this Python run in."""
-    lab_prefix = ROOT / ".venv" if venv_python().exists() else Path(sys.prefix)
-    lab_python = str(venv_python()) if venv_python().exists() else sys.executable
-    quoted = f'"{lab_python}"' if " " in lab_python else lab_python
-    register = f"{quoted} -m ipykernel install --sys-prefix"
-
-    asked = ask([lab_python, "-c", ASK_LAB], {"JUPYTER_PREFER_ENV_PATH": "1"})
-    folder, *how = asked.stdout.splitlines() or [""]
-    # A kernel of this name elsewhere hides the environment's own, so that registering that one would not help.
-    own = not folder or Path(folder).resolve().is_relative_to(lab_prefix.resolve())
-    mend = register if own else f"{quoted} -m jupyter kernelspec remove python3"
+    own_venv = ROOT / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    lab = str(own_venv) if own_venv.exists() else sys.executable
+    prefix = ROOT / ".venv" if own_venv.exists() else Path(sys.prefix)
+    asked = ask([lab, "-c", ASK_LAB], {"JUPYTER_PREFER_ENV_PATH": "1"})
+    folder, *how = asked.stdout.splitlines() or [str(prefix)]
+    mend = f"{quoted(lab)} -m ipykernel install --sys-prefix"
+    listed = [Path(p).resolve() for p in os.environ.get("JUPYTER_PATH", "").split(os.pathsep) if p]
+    if any(Path(folder).resolve().is_relative_to(p) for p in listed):  # hides whatever the environment has
+        mend = ("set JUPYTER_PATH=" if os.name == "nt" else "unset JUPYTER_PATH") + "   (then `make lab` again)"
+    if "No module named" in asked.stderr:
+        mend = in_checkout(f'{quoted(lab)} -m pip install -e ".[dev]"')
     if asked.returncode != 0 or not how:
-        return Check(
-            "kernel", "broken", f"no kernel python3 in {folder or lab_prefix}: {last_line(asked.stderr)}", mend
-        )
+        return Check("kernel", "broken", f"no kernel python3 in {folder}: {last_line(asked.stderr)}", mend)
     argv, variables = json.loads(how[0])
-    if "-m" not in argv:
-        return Check("kernel", "broken", f"{folder} does not start a Python: {' '.join(argv)}", mend)
+    argv = argv or ["(nothing)"]
     if re.fullmatch(r"python(3(\.\d+)?)?", argv[0]):  # Jupyter puts its own Python for these
-        argv[0] = lab_python
+        argv[0] = lab
+    start = argv[: argv.index("-m")] if "-m" in argv else argv[:1]
     try:
-        answer = ask(
-            [*argv[: argv.index("-m")], "-c", ASK_KERNEL], {k: os.path.expandvars(v) for k, v in variables.items()}
-        )
+        answer = ask([*start, "-c", ASK_KERNEL], {name: os.path.expandvars(v) for name, v in variables.items()})
+        failure = last_line(answer.stderr) if answer.returncode else ""
     except OSError as error:
-        return Check("kernel", "broken", f"{folder} starts {argv[0]}, and that fails: {error.strerror}", mend)
-    if answer.returncode != 0:
-        return Check("kernel", "broken", f"{folder} starts {argv[0]}, and that fails: {last_line(answer.stderr)}", mend)
-    has_ipykernel, prefix = answer.stdout.splitlines()
-    if Path(prefix).resolve() != lab_prefix.resolve():
-        found = f"a notebook runs in {prefix} (says {folder}), and JupyterLab in {lab_prefix}"
-        return Check("kernel", "broken", found, mend)
+        failure = str(error.strerror)
+    if failure:
+        return Check("kernel", "broken", f"{folder} starts {argv[0]}, and that fails: {failure}", mend)
+    has_ipykernel, runs_in = answer.stdout.splitlines()
+    if Path(runs_in).resolve() != prefix.resolve():
+        return Check("kernel", "broken", f"a notebook runs in {runs_in} (says {folder}), JupyterLab in {prefix}", mend)
     if has_ipykernel != "True":
-        return Check("kernel", "broken", f"{prefix} has no ipykernel", f"{quoted} -m pip install --upgrade ipykernel")
-    if lab_prefix.resolve() != Path(sys.prefix).resolve():
-        found = f"`make lab` runs notebooks in {lab_prefix}, and this report is about {sys.prefix}"
-        return Check("kernel", "warning", found, f"{quoted} -m condinst_edu.doctor")
-    return Check("kernel", "ok", f"notebooks run in {prefix}")
+        return Check("kernel", "broken", f"{prefix} has no ipykernel", f"{quoted(lab)} -m pip install ipykernel")
+    if prefix.resolve() != Path(sys.prefix).resolve():
+        found = f"`make lab` runs notebooks in {prefix}, and this report is about {sys.prefix}"
+        return Check("kernel", "warning", found, in_checkout(f"{quoted(lab)} -m condinst_edu.doctor"))
+    return Check("kernel", "ok", f"notebooks run in {runs_in}")
 
 
 def checkout() -> Check:
     """condinst_edu is imported from the checkout it was installed from, which is that of this folder, with its data."""
     if not (ROOT / "pyproject.toml").is_file():
-        mend = f'{this_python()} -m pip install -e ".[dev]"   (in the folder of the lessons)'
+        mend = f'{quoted(sys.executable)} -m pip install -e ".[dev]"   (in the folder of the lessons)'
         return Check("checkout", "broken", f"{ROOT} is a copy of the package alone, without lessons and data", mend)
     if not (ROOT / "data" / "shapes" / "shapes.json").is_file():
         found = f"{ROOT / 'data' / 'shapes'} is not whole"
         return Check("checkout", "broken", found, in_checkout("git restore data/shapes"))
     here = Path.cwd()
-    others = [p for p in (here, *here.parents) if (p / "condinst_edu" / "doctor.py").is_file() and p != ROOT]
-    if others and not here.is_relative_to(ROOT):
-        found = f"this folder is of the checkout {others[0]}, and condinst_edu is imported from {ROOT}"
-        return Check("checkout", "warning", found, f'cd "{others[0]}" && {this_python()} -m pip install -e ".[dev]"')
+    of = next((p for p in (here, *here.parents) if (p / "condinst_edu" / "doctor.py").is_file()), ROOT)
+    if of != ROOT:
+        found = f"this folder is of the checkout {of}, and condinst_edu is imported from {ROOT}"
+        return Check("checkout", "warning", found, f'cd "{of}" && {quoted(sys.executable)} -m pip install -e ".[dev]"')
     distribution = installed()
     source = json.loads((distribution and distribution.read_text("direct_url.json")) or "{}").get("url", "")
     place = Path(url2pathname(urlparse(source).path)) if source.startswith("file:") else ROOT
@@ -222,13 +224,13 @@ def disk() -> Check:
     """There is room where runs/ is written."""
     runs = Path("runs").absolute()
     folder = next(p for p in (runs, *runs.parents) if p.exists())
-    mend = f"du -sh {runs}/*   (what old runs take; remove those you no longer need, or name a larger disk with --out)"
     if not os.access(folder, os.W_OK):
         return Check("disk", "broken", f"{folder} cannot be written to", f'chmod u+w "{folder}"')
     free = shutil.disk_usage(folder).free
     found = f"{free / 1e9:.1f} GB free for {runs}"
     if free >= LOW_DISK:
         return Check("disk", "ok", found)
+    mend = f'du -sh "{runs}"/*   (what old runs take; remove what you no longer need, or name a larger disk with --out)'
     return Check("disk", "broken" if free < FULL_DISK else "warning", found, mend)
 
 
@@ -250,22 +252,19 @@ def checkpoint_files(names: Sequence[str] = ()) -> Check:
 
 def widgets() -> Check:
     """What draws in a notebook: the Python half fits the half that JupyterLab loads."""
-    import jupyterlab_widgets
     from jupyter_core.paths import jupyter_path
 
-    there = [name for name in FRONT_ENDS if version(name) != "(missing)"]
-    problems = [problem for name in there for problem in unmet(metadata.distribution(name))]
-    for name in there:
-        if not any(
-            Path(folder, FRONT_ENDS[name], "package.json").is_file() for folder in jupyter_path("labextensions")
-        ):
-            problems.append(f"JupyterLab does not find the extension {FRONT_ENDS[name]} of {name}")
+    importlib.import_module("jupyterlab_widgets")
+    halves = {name: front for name, front in FRONT_ENDS.items() if version(name)}
+    problems = [problem for name in halves for problem in unmet(metadata.distribution(name)).values()]
+    for name, front in halves.items():
+        if not any(Path(folder, front, "package.json").is_file() for folder in jupyter_path("labextensions")):
+            problems += [f"JupyterLab does not find the extension {front} of {name}"]
     if problems:
-        again = " ".join(["ipywidgets", "jupyterlab_widgets", "widgetsnbextension", *there[1:]])
-        mend = f"{this_python()} -m pip install --force-reinstall --no-deps {again}"
+        again = " ".join(dict.fromkeys(["ipywidgets", "jupyterlab_widgets", "widgetsnbextension", *halves]))
+        mend = f"{quoted(sys.executable)} -m pip install --force-reinstall --no-deps {again}"
         return Check("widgets", "broken", "; ".join(problems), mend)
-    versions = [f"{name} {version(name)}" for name in there] + [f"jupyterlab_widgets {jupyterlab_widgets.__version__}"]
-    return Check("widgets", "ok", ", ".join(versions))
+    return Check("widgets", "ok", ", ".join(f"{name} {version(name)}" for name in [*halves, "jupyterlab_widgets"]))
 
 
 CHECKS: list[Callable[[], Check]] = [
@@ -292,28 +291,23 @@ def requirements(distribution: metadata.Distribution) -> list[Any]:
     return [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
 
 
-def needs(distribution: metadata.Distribution) -> list[str]:
-    """The names of what a distribution needs."""
-    return [one.name for one in requirements(distribution)]
-
-
-def unmet(distribution: metadata.Distribution) -> list[str]:
-    """What a distribution needs and does not find, each as a phrase that begins with the package's name."""
-    problems = []
+def unmet(distribution: metadata.Distribution) -> dict[str, str]:
+    """What a distribution needs and does not find: a phrase for each such package."""
+    problems = {}
     for one in requirements(distribution):
         found = version(one.name)
-        if found == "(missing)":
-            problems.append(f"{one.name} is missing")
+        if found is None:
+            problems[one.name] = f"{one.name} is missing"
         elif not one.specifier.contains(found, prereleases=True):
-            problems.append(f"{one.name} is {found}, and {one.specifier} is needed")
+            problems[one.name] = f"{one.name} is {found}, and {one.specifier} is needed"
     return problems
 
 
-def version(name: str) -> str:
+def version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "(missing)"
+        return None
 
 
 def file_problem(folder: Path, name: str) -> str | None:
@@ -352,11 +346,6 @@ def ask(command: list[str], variables: dict[str, str]) -> subprocess.CompletedPr
     return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
 
 
-def venv_python() -> Path:
-    """The interpreter that `make lab` starts JupyterLab with."""
-    return ROOT / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-
 def in_notebook() -> bool:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None
@@ -387,7 +376,8 @@ def attempt(check: Callable[..., Check], *arguments: Any) -> Check:
         return check(*arguments)
     except Exception as error:
         name = check.__name__.replace("_", " ")
-        return Check(name, "broken", f"{type(error).__name__}: {first_line(error)}", install())
+        mend = install() if isinstance(error, ImportError) else "no command is known: ask, and show this report"
+        return Check(name, "broken", f"{type(error).__name__}: {first_line(error)}", mend)
 
 
 def quick(*names: str) -> None:
@@ -405,7 +395,7 @@ def quick(*names: str) -> None:
 
 
 def as_line(check: Check) -> str:
-    return f"{MARKS[check.state]} {check.name}: {check.found}" + (f"\n    mend: {check.mend}" if check.mend else "")
+    return f"{MARKS[check.state]} {check.name}: {check.found}" + (f"  ->  {check.mend}" if check.mend else "")
 
 
 def show(checks: Sequence[Check]) -> None:

@@ -3,6 +3,7 @@
 Every function returns the figure and leaves showing it to the notebook. Legend: N instances, C channels, H, W map.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from PIL import Image
 from torch import Tensor
 
 from condinst_edu.fcos import Points
@@ -20,15 +22,25 @@ from condinst_edu.mask_head import split_parameters
 COLORS = mpl.colormaps["tab10"]
 
 
+class Picture(Figure):
+    """A figure that a notebook shows as it is, whatever its settings for matplotlib are, in 256 colours: small."""
+
+    def _repr_png_(self) -> bytes:
+        drawn, small = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn, format="png", dpi=80)
+        Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+        return small.getvalue()
+
+
 def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A white figure outside pyplot (nothing to close), and its axes row by row; sizes of one axes in inches."""
-    figure = Figure(figsize=(columns * width, rows * height), facecolor="white", layout="constrained")
+    figure = Picture(figsize=(columns * width, rows * height), facecolor="white", layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def draw_image(axes: Axes, image: Tensor) -> None:
     """An image (3, H, W) in [0, 1] without ticks; pixel (x, y) is drawn around the point (x, y)."""
-    axes.imshow(image.detach().cpu().permute(1, 2, 0).clamp(0, 1).numpy())
+    axes.imshow(image.detach().cpu().permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
     axes.set_axis_off()
 
 
@@ -81,7 +93,8 @@ def draw_instances(
         x0, y0, x1, y1 = box
         axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=COLORS(i % 10), linewidth=1.5)
         style = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.75}
-        axes.text(x0, y0, _caption(instances, i, class_names), fontsize=fontsize, va="bottom", bbox=style)
+        side = "bottom" if y0 > 0.05 * image.shape[1] else "top"  # a caption stays within the picture
+        axes.text(x0, y0, _caption(instances, i, class_names), fontsize=fontsize, va=side, bbox=style)
 
 
 def _caption(instances: Mapping[str, Tensor], i: int, class_names: Sequence[str]) -> str:
@@ -107,7 +120,7 @@ def show_filters(theta: Tensor, channels: Sequence[int] = (10, 8, 8, 1)) -> Figu
     """One instance's parameters theta (P,) as its layers: a grid of weights (out, in) each, the biases beside it."""
     weights, biases = split_parameters(theta.detach().cpu().reshape(1, -1), channels)
     ratios = [n for w in weights for n in (w.shape[2], 1.6)]
-    figure = Figure(figsize=(0.34 * sum(ratios) + 1, 3.2), facecolor="white", layout="constrained")
+    figure = Picture(figsize=(0.34 * sum(ratios) + 1, 3.2), facecolor="white", layout="constrained")
     axes = figure.subplots(1, len(ratios), width_ratios=ratios)
     limit = float(theta.detach().abs().max().clamp(min=1e-6))
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):

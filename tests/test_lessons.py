@@ -1,0 +1,244 @@
+"""Lessons: what is in git is what the sources give; a bad source is refused in words; kernels have no network."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient.exceptions import CellExecutionError
+
+from condinst_edu.errors import UserError
+from condinst_edu.teach import lessons, notebooks
+from condinst_edu.teach.deviations import DEVIATIONS
+from condinst_edu.teach.exercises import EXERCISES
+from condinst_edu.teach.notebooks import LESSONS, lesson_names, read_lesson, student_notebook
+
+HEADER = """# ---
+# jupyter:
+#   kernelspec: {display_name: Python 3 (ipykernel), language: python, name: python3}
+#   lesson:
+#     title: A trial
+#     minutes: {read: 1, do: 2, run: 3}
+#     needs: [nothing]
+#     gives: [a check of the machinery]
+#     papers: ["condinst:eq-2"]
+# ---
+
+"""
+BODY = """# %% tags=["first-result", "demo"]
+print("a result")
+check = print  # the kernel does not know the exercise of this trial
+
+# %% [markdown]
+# ## The idea (`condinst:eq-2`)
+
+# %% [markdown] tags=["instructor"]
+# minutes: 7
+# Say this aloud.
+
+# %% tags=["hide-input", "demo"]
+1 + 1
+"""
+EXERCISE = """
+# %% [markdown] tags=["exercise"]
+# 99-half
+# Write `half(x)`.
+
+# %% tags=["stub"]
+def half(x):
+    raise NotImplementedError
+
+# %% tags=["solution"]
+def half(x):
+    return x / 2
+
+# %% tags=["check"]
+check("99-half", half)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty lessons folder in the place of the real one."""
+    (tmp_path / "src").mkdir()
+    monkeypatch.setattr(notebooks, "LESSONS", tmp_path)
+    monkeypatch.setattr(lessons, "LESSONS", tmp_path)
+    read_lesson.cache_clear()
+    return tmp_path
+
+
+@pytest.fixture
+def trial(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A lesson 99 with one exercise; its source."""
+    like = EXERCISES["02-count-parameters"]
+    half = type(like)(**{**vars(like), "id": "99-half", "lesson": 99, "title": "Half", "hints": ("Divide.",)})
+    monkeypatch.setitem(EXERCISES, "99-half", half)
+    source = folder / "src" / "99_trial.py"
+    source.write_text(HEADER + BODY + EXERCISE)
+    return source
+
+
+def cells_of(notebook: Any, tag: str) -> list[Any]:
+    return [cell for cell in notebook["cells"] if tag in cell["metadata"].get("tags", [])]
+
+
+# ------------------------------------------------------------------------------------------------------ what is in git
+
+
+@pytest.mark.parametrize("name", lesson_names())
+def test_files_are_what_the_source_gives(name: str) -> None:
+    assert lessons.problems(name) == []
+
+
+@pytest.mark.parametrize("name", lesson_names())
+def test_a_lesson_has_its_shape(name: str) -> None:
+    lesson = read_lesson(name)
+    cells = student_notebook(lesson)["cells"]
+    code = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+    assert "doctor.quick(" in code[0]
+    assert len(cells_of({"cells": lesson.cells}, "first-result")) == 1
+    assert cells_of({"cells": lesson.cells}, "demo")
+    assert cells_of({"cells": lesson.cells}, "instructor")
+    headings = [line for cell in cells for line in cell["source"].splitlines() if re.match("##? ", line)]
+    assert headings[1] == "## A result first"
+    assert any("Break it" in heading for heading in headings)
+    assert any("xercises" in heading for heading in headings)
+    assert len([e for e in EXERCISES.values() if e.lesson == lesson.number]) >= 3
+    assert not re.search(r"https?://|raises-exception", "".join(code))
+    nbformat.validate(nbformat.from_dict(student_notebook(lesson)))
+
+
+def test_the_five_first_lessons_are_there_with_their_exercises_and_deviations() -> None:
+    assert [name[:2] for name in lesson_names()][:5] == ["00", "01", "02", "03", "04"]
+    first = [e for e in EXERCISES.values() if e.lesson < 5]
+    assert len(first) >= 15
+    named = {name for e in first for name in e.deviations}
+    assert len(named) >= 30
+    assert named <= DEVIATIONS.keys()
+
+
+def test_cell_ids_are_unique_and_stable_between_the_two_notebooks() -> None:
+    for name in lesson_names():
+        lesson = read_lesson(name)
+        student, solution = student_notebook(lesson), notebooks.solution_notebook(lesson)
+        ids = [cell["id"] for cell in student["cells"]]
+        assert len(set(ids)) == len(ids)
+        by_id = {cell["id"]: cell["source"] for cell in student["cells"]}
+        same = [c for c in solution["cells"] if by_id.get(c["id"]) == c["source"]]
+        assert len(same) >= len(solution["cells"]) - 2 * len(EXERCISES)
+
+
+# ------------------------------------------------------------------------------------------------------------ machinery
+
+
+def test_the_three_files_of_a_lesson(trial: Path, folder: Path) -> None:
+    timing = lessons.build_lesson("99_trial")
+    assert 0 < timing.first <= timing.total
+    student = nbformat.read(folder / "99_trial.ipynb", as_version=4)
+    solution = nbformat.read(folder / "solutions" / "99_trial.ipynb", as_version=4)
+    assert student.cells[0].source.startswith("# 99. A trial")
+    assert cells_of(student, "first-result")[0].outputs[0].text == "a result\n"
+    assert cells_of(student, "hide-input")[0].metadata.jupyter.source_hidden
+    assert [cell.source for cell in cells_of(student, "check")] == ['check("99-half", half);']
+    assert [cell.source for cell in cells_of(solution, "check")] == ['assert check("99-half", half).passed']
+    assert len(cells_of(student, "stub")) == 1
+    assert not cells_of(student, "solution")
+    assert not cells_of(solution, "stub")
+    assert len(cells_of(solution, "solution")) == 1
+    assert (
+        "<details><summary>Solution</summary>\n\n```python\ndef half(x):\n    return x / 2" in student.cells[-1].source
+    )
+    assert "Divide." in cells_of(student, "exercise")[0].source
+    assert not cells_of(student, "instructor")
+    plan = (folder / "instructor" / "99_trial.md").read_text()
+    assert "## The idea (`condinst:eq-2`) (7 min)" in plan
+    assert "Say this aloud." in plan
+    assert "cell `l99-c04`: `1 + 1`" in plan
+    assert DEVIATIONS[EXERCISES["02-count-parameters"].deviations[0]].line in plan
+    assert lessons.problems("99_trial") == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ('tags=["stub"]', 'tags=["stump"]', "unknown tag stump"),
+        ('tags=["hide-input", "demo"]\n1 + 1', "\n" + "x = 1\n" * 31, "more than 30 lines"),
+        ("(`condinst:eq-2`)", "(`condinst:eq-77`)", "condinst:eq-77, which no paper has"),
+        ('papers: ["condinst:eq-2"]', "papers: [nature:eq-1]", "no paper has the id nature:eq-1"),
+        ("#     title: A trial\n", "", "has exactly the fields"),
+        ("run: 3", "walk: 3", "minutes are those to read, do and run"),
+        (EXERCISE, "", "its exercises are not those of lesson 99"),
+        ('check("99-half", half)', "half(3)", 'has to begin with check("99-half", '),
+        ('tags=["solution"]', "", "in this order"),
+    ],
+)
+def test_a_bad_source_is_refused_in_words(trial: Path, before: str, after: str, words: str) -> None:
+    text = trial.read_text()
+    assert before in text
+    trial.write_text(text.replace(before, after))
+    with pytest.raises(UserError, match=re.escape(words)):
+        read_lesson("99_trial")
+
+
+def test_what_is_out_of_step_is_found(trial: Path, folder: Path) -> None:
+    lessons.build_lesson("99_trial")
+    student, plan = folder / "99_trial.ipynb", folder / "instructor" / "99_trial.md"
+    whole = student.read_text()
+    for change, words in [
+        (("1 + 1", "1 + 2"), "is not what lessons/src/99_trial.py gives"),
+        (('"id": "l99-c04"', '"id": "other"'), "is not what lessons/src/99_trial.py gives"),
+        (("a result\\n", "/home/somebody/data\\n"), "cell l99-c01: an output names /home/somebody/data"),
+        (('"lesson": {', '"widgets": {}, "lesson": {'), "widget"),
+    ]:
+        assert change[0] in whole
+        student.write_text(whole.replace(*change))
+        assert any(words in problem for problem in lessons.problems("99_trial")), change
+    student.write_text(whole)
+    plan.write_text(plan.read_text() + "more")
+    assert [str(plan) in problem for problem in lessons.problems("99_trial")] == [True]
+    student.unlink()
+    assert any("is missing" in problem for problem in lessons.problems("99_trial"))
+
+
+def one_cell(source: str) -> Any:
+    cell: Any = {
+        "cell_type": "code",
+        "id": "one",
+        "metadata": {},
+        "source": source,
+        "execution_count": None,
+        "outputs": [],
+    }
+    return dict(nbformat.v4.new_notebook(cells=[cell]))
+
+
+def test_a_kernel_reaches_no_other_machine_but_its_own(tmp_path: Path) -> None:
+    reach = "import socket\nsocket.create_connection(('192.0.2.1', 80), timeout=2)"
+    with pytest.raises(CellExecutionError, match="no network in a lesson"):
+        lessons.run_notebook(one_cell(reach), tmp_path)
+    local = (
+        "import socket\ns = socket.create_server(('127.0.0.1', 0))\nsocket.create_connection(s.getsockname()).close()"
+    )
+    lessons.run_notebook(one_cell(local), tmp_path)
+
+
+def test_a_kernel_is_of_this_environment(tmp_path: Path) -> None:
+    notebook = one_cell("import sys; print(sys.prefix)")
+    lessons.run_notebook(notebook, tmp_path)
+    assert notebook["cells"][0]["outputs"][0]["text"].strip() == sys.prefix
+
+
+def test_command_line(capsys: pytest.CaptureFixture[str], trial: Path) -> None:
+    assert lessons.main(["--check"]) == 1
+    assert "99_trial.ipynb is missing" in capsys.readouterr().out
+    assert lessons.main(["99"]) == 0
+    assert "99_trial: " in capsys.readouterr().out
+    assert lessons.main(["--check"]) == 0
+    with pytest.raises(UserError, match="no lesson is named 77; there are 99_trial"):
+        lessons.main(["77"])
+
+
+def test_lessons_are_where_the_checkout_is() -> None:
+    assert (LESSONS / "src").is_dir()
