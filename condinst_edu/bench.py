@@ -2,6 +2,7 @@
 
     condinst-edu bench mask-head            a table; the reference of every group is the form that the papers describe
     condinst-edu bench targets --json       the same as JSON
+    condinst-edu bench instances            time against the number of instances, beside Mask R-CNN
 
 All variants of a group run in turn (A B C, A B C, ...), so that whatever slows the machine down slows all of them: the
 ratios of the medians hold on a busy machine too, the milliseconds do not. One thread unless told otherwise.
@@ -50,15 +51,20 @@ Head = Callable[..., Tensor]
 class Bench:
     """Compare the fast forms of a step with the plain ones, on this machine."""
 
-    name: Annotated[Literal["mask-head", "targets"], tyro.conf.Positional]
+    name: Annotated[Literal["mask-head", "targets", "instances"], tyro.conf.Positional]
     """mask-head: the dynamic mask head in inference and training, and the way from its logits to binary masks.
-    targets: target assignment beside a training step."""
+    targets: target assignment beside a training step.
+    instances: CondInst and Mask R-CNN at several numbers of instances."""
     json: bool = False
     """Print JSON instead of a table."""
     threads: int = 1
     """Threads of torch; on a busy machine several of them mostly wait for each other."""
     runs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """How often each variant runs; each number is the median. 7 by default, 3 for targets."""
+    """How often each variant runs; each number is the median. 7 by default, 3 for targets and instances."""
+    counts: tuple[int, ...] = (1, 10, 50, 100)
+    """Of "instances": how many there are in the image."""
+    size: tuple[int, int] = (480, 640)
+    """Of "instances": height and width of the image that the full-size models see; the tiny ones see 128x128."""
 
 
 @dataclass
@@ -91,12 +97,16 @@ def run_bench(options: Bench) -> None:
     if options.threads < 1 or (options.runs is not None and options.runs < 1):
         raise UserError("bench needs at least one thread and one run")
     bench: Callable[..., list[Group]] = bench_mask_head if options.name == "mask-head" else bench_targets
+    if options.name == "instances":
+        from condinst_edu.bench_instances import bench_instances  # here, since it takes the measuring from this module
+
+        bench = partial(bench_instances, counts=options.counts, size=options.size)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
     try:
         with progress_bar(not options.json) as progress:
-            groups = bench(options.runs or (7 if bench is bench_mask_head else 3), progress)
+            groups = bench(options.runs or (7 if options.name == "mask-head" else 3), progress)
     finally:
         torch.set_num_threads(threads)
     result = report(options, groups, time.perf_counter() - start)
@@ -438,11 +448,17 @@ def print_tables(result: dict[str, Any]) -> None:
         variants = group["variants"]
         facts = [key for key in variants[0] if key not in {f.name for f in dataclasses.fields(Variant)}]
         table = Table(title=f"{group['name']}: {group['what']}", title_justify="left")
-        for name in ("", "ms", "speedup", *facts, "goal"):
-            table.add_column(name.replace("_", " "), justify="right" if name else "left")
-        for v in variants:
-            cells = [format_number(v.get(key)) for key in ("median_ms", "speedup", *facts)]
-            table.add_row(v["name"], *cells, v.get("skipped") or describe_goal(v))
+        rows = [
+            [v["name"], *(format_number(v.get(key)) for key in ("median_ms", "speedup", *facts))]
+            + [v.get("skipped") or describe_goal(v)]
+            for v in variants
+        ]
+        columns = list(zip(*rows, strict=True))
+        for name, cells in zip(("", "ms", "speedup", *facts, "goal"), columns, strict=True):
+            if any(cells):
+                table.add_column(name.replace("_", " "), justify="right" if name else "left")
+        for row in zip(*filter(any, columns), strict=True):
+            table.add_row(*row)
         console.print(table)
 
 
@@ -465,6 +481,11 @@ def sentence(groups: list[Group]) -> str:
     if groups[0].name == "targets":
         assignment = groups[0]["assignment"]
         return f"Assigning targets takes {assignment.facts['share']:.1%} of a training step's time."
+    if groups[0].name == "full size":
+        most = groups[0].variants[-2:]
+        growth = [f"{variant.name} takes {variant.facts['ratio_to_fewest']:.2f} times as long" for variant in most]
+        fewest = groups[0].variants[0].facts["instances"]
+        return f"Compared with {fewest} instances, " + ", ".join(growth) + "."
     heads, trained, drawn, large = groups
     compiled = heads["compiled"]
     and_compiled = f" ({compiled.speedup:.0f}x compiled)" if compiled.speedup else ""

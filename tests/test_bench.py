@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from rich.progress import Progress
+from torchvision.models import detection
 
-from condinst_edu import bench
+from condinst_edu import bench, bench_instances
 from condinst_edu.bench import Bench, PeakMemory, Scene, Variant
+from condinst_edu.condinst import CondInst
 from condinst_edu.errors import UserError
 from condinst_edu.layers.upsample import resize_masks
 from condinst_edu.mask_head import DynamicMaskHead
+from condinst_edu.mask_rcnn import MaskRCNN
 
 TINY_HEAD: dict[str, Any] = {"instances": 5, "locations": 6, "size": (12, 16), "output_size": (50, 61)}
 TINY_MODEL: dict[str, Any] = {
@@ -168,3 +171,56 @@ def test_drawn_logits(logits: torch.Tensor) -> None:
     scores = bench.whole_maps(logits, *arguments)
     wrong = resize_masks(logits, *arguments) != (scores > 0.5)
     assert not (wrong & ((scores - 0.5).abs() > 1e-6)).any()
+
+
+def tiny_pair() -> tuple[dict[str, Any], Any]:
+    small = {"backbone_options": {"widths": (4, 4, 8, 8, 8)}, "channels": 8, "box_units": 8, "mask_channels": 8}
+    return TINY_MODEL, functools.partial(MaskRCNN, 3, **small)
+
+
+def test_instances_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    small = functools.partial(bench_instances.bench_instances, full_size=tiny_pair())
+    monkeypatch.setattr(bench_instances, "bench_instances", small)
+    bench.run_bench(Bench("instances", json=True, runs=2, counts=(5, 2), size=(64, 96)))
+    groups = json.loads(capsys.readouterr().out)["groups"]
+    assert [g["name"] for g in groups] == ["full size", "full size, masks alone", "tiny", "tiny, masks alone"]
+    for group in groups:
+        variants = {v["name"]: v for v in group["variants"]}
+        assert list(variants) == ["CondInst, 2", "Mask R-CNN, 2", "CondInst, 5", "Mask R-CNN, 5"]
+        times = {name: v["median_ms"] for name, v in variants.items()}
+        last = variants["Mask R-CNN, 5"]
+        assert last["instances"] == 5
+        assert last["ratio_to_fewest"] == pytest.approx(times["Mask R-CNN, 5"] / times["Mask R-CNN, 2"])
+        assert last["ratio_to_condinst"] == pytest.approx(times["Mask R-CNN, 5"] / times["CondInst, 5"])
+        assert variants["CondInst, 5"]["ratio_to_condinst"] == 1
+    bench.run_bench(Bench("instances", runs=1, counts=(1, 2), size=(64, 96)))
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Mask R-CNN, 2 takes" in out
+    assert "goal" not in out  # columns without a number are left out
+
+
+@pytest.mark.parametrize("size", [(64, 96), (117, 203)])
+@torch.inference_mode()
+def test_masks_alone_are_those_of_the_whole_forward_pass(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    args, make_rcnn = tiny_pair()
+    image = torch.rand(3, *size)
+    torchvisions = detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, min_size=32)
+    for case in (
+        bench_instances.CondInstCase(CondInst(**args), image),
+        bench_instances.MaskRCNNCase(make_rcnn(), image),
+        bench_instances.MaskRCNNCase(torchvisions, image),
+    ):
+        for n in (1, 7):
+            whole = case.whole(n)
+            assert whole.dtype == torch.bool
+            assert whole.shape == (n, *size)
+            assert torch.equal(case.masks(n)(), whole)
+
+
+def test_instances_that_cannot_be() -> None:
+    for wrong in ({"counts": (0,)}, {"counts": ()}, {"size": (0, 5)}):
+        with pytest.raises(UserError, match="are positive"):
+            bench.run_bench(Bench("instances", json=True, **wrong))
+    with pytest.raises(UserError, match="finds 3 instances, not 4"):
+        bench_instances.run_and_count("it", 4, lambda: torch.zeros(3))
