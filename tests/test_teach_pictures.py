@@ -49,6 +49,7 @@ def figures() -> dict[str, Figure]:
         "targets": pictures.show_targets(image, points, assignment),
         "curve": pictures.show_precision_recall(*curve),
         "chosen": pictures.show_chosen(image, points, {"a": (torch.tensor([5, 90]), torch.tensor([0, 3]))}),
+        "chosen, legend": pictures.show_chosen(image, points, {"none": (torch.zeros(0).long(),) * 2}, ["circle"]),
         "labels": pictures.show_label_maps(
             image, {"half": torch.arange(12).view(3, 4) % 4, "none": torch.zeros(3, 4)}, ["circle", "square", "star"]
         ),

@@ -190,20 +190,30 @@ def show_precision_recall(precision: Tensor, recall: Tensor) -> Figure:
     return figure
 
 
-def show_chosen(image: Tensor, points: Points, panels: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
-    """Locations on an image (3, H, W), a panel for each entry {title: (indices, owners)}.
+def show_chosen(
+    image: Tensor, points: Points, panels: Mapping[str, tuple[Tensor, Tensor]], names: Sequence[str] = ()
+) -> Figure:
+    """Locations on a faded image (3, H, W), a panel for each entry {title: (indices, owners)}.
 
-    indices (S,): of the locations; owners (S,): the object that each answers for, whose colour in `show_masks` it has.
-    The marker grows with the location's stride.
+    indices (S,): of the locations; owners (S,): a number that gives each its colour, such as the index of the object
+    that it answers for; names: of the owners 0, 1, ..., for a legend. A marker grows with its location's stride.
     """
-    figure, axes = new_figure(1, len(panels), 3.4, 3.4 * image.shape[1] / image.shape[2] + 0.4)
+    figure, axes = new_figure(1, len(panels), 3.4, 3.4 * image.shape[1] / image.shape[2] + (0.7 if names else 0.4))
     for ax, (title, (indices, owners)) in zip(axes, panels.items(), strict=True):
         x, y = points.xy[indices].cpu().T
-        sizes = (10 + 1.5 * points.stride[indices]).tolist()
-        draw_image(ax, image)
-        ax.scatter(x, y, s=sizes, c=[COLORS(k % 10) for k in owners.tolist()], edgecolors="white", linewidths=0.7)
-        ax.set_title(f"{title}: {len(x)} locations", fontsize=9)
+        sizes = (14 + 3 * points.stride[indices]).tolist()
+        draw_image(ax, 0.5 + 0.5 * image)
+        ax.scatter(x, y, s=sizes, c=[COLORS(k % 10) for k in owners.tolist()], edgecolors="black", linewidths=0.7)
+        ax.set_title(f"{title}: {len(x)}", fontsize=9)
+    if names:
+        add_legend(figure, names)
     return figure
+
+
+def add_legend(figure: Figure, names: Sequence[str]) -> None:
+    """The colours of 0, 1, ... and their names, below a figure."""
+    patches = [Patch(color=COLORS(k % 10), label=name) for k, name in enumerate(names)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False)
 
 
 def show_label_maps(image: Tensor, maps: Mapping[str, Tensor], class_names: Sequence[str]) -> Figure:
@@ -217,8 +227,7 @@ def show_label_maps(image: Tensor, maps: Mapping[str, Tensor], class_names: Sequ
         ax.set_title(title, fontsize=9)
         ax.set_xticks([])
         ax.set_yticks([])
-    patches = [Patch(color=COLORS(k % 10), label=name) for k, name in enumerate(class_names)]
-    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False)
+    add_legend(figure, class_names)
     return figure
 
 
