@@ -448,16 +448,14 @@ def print_tables(result: dict[str, Any]) -> None:
         variants = group["variants"]
         facts = [key for key in variants[0] if key not in {f.name for f in dataclasses.fields(Variant)}]
         table = Table(title=f"{group['name']}: {group['what']}", title_justify="left")
-        rows = [
-            [v["name"], *(format_number(v.get(key)) for key in ("median_ms", "speedup", *facts))]
-            + [v.get("skipped") or describe_goal(v)]
-            for v in variants
-        ]
-        columns = list(zip(*rows, strict=True))
-        for name, cells in zip(("", "ms", "speedup", *facts, "goal"), columns, strict=True):
-            if any(cells):
-                table.add_column(name.replace("_", " "), justify="right" if name else "left")
-        for row in zip(*filter(any, columns), strict=True):
+        columns = {"": [v["name"] for v in variants]}
+        for name, key in {"ms": "median_ms", "speedup": "speedup", **{key: key for key in facts}}.items():
+            columns[name.replace("_", " ")] = [format_number(v.get(key)) for v in variants]
+        columns["goal"] = [v.get("skipped") or describe_goal(v) for v in variants]
+        columns = {name: cells for name, cells in columns.items() if any(cells)}
+        for name in columns:
+            table.add_column(name, justify="right" if name else "left")
+        for row in zip(*columns.values(), strict=True):
             table.add_row(*row)
         console.print(table)
 

@@ -12,7 +12,6 @@ A score threshold of 0 and a limit on the detections give the number of instance
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -37,7 +36,7 @@ class CondInstCase:
     def __init__(self, model: CondInst, image: Tensor) -> None:
         self.model, self.image, self.size = model.eval(), image, (image.shape[1], image.shape[2])
         model.fcos.score_threshold = 0
-        nn.init.constant_(model.fcos.head.box_distances.bias, 4)  # in strides: random weights alone give empty boxes
+        nn.init.constant_(model.fcos.head.box_distances.bias, 4)  # type: ignore[arg-type]  # strides: else boxes are empty
         batch = make_batch([image], model.fcos.mean, model.fcos.std, model.fcos.divisor)
         self.pyramid, self.points, self.outputs = model.fcos.run(batch)
 
@@ -89,35 +88,33 @@ class MaskRCNNCase:
 Case = CondInstCase | MaskRCNNCase
 
 
+def full_size_models() -> tuple[CondInst, detection.MaskRCNN]:
+    """CondInst as it is by default, with ResNet-50, and torchvision's own model."""
+    return CondInst(), detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+
+
+def tiny_models() -> tuple[CondInst, detection.MaskRCNN]:
+    """Those of the shapes recipes."""
+    return CondInst(5, **shapes_condinst().model_args), MaskRCNN(5, **shapes_mask_rcnn().model_args)
+
+
 def bench_instances(
-    runs: int,
-    progress: Progress,
-    counts: Sequence[int] = (1, 10, 50, 100),
-    size: Size = (480, 640),
-    full_size: tuple[dict[str, Any], Callable[[], detection.MaskRCNN]] | None = None,
+    runs: int, progress: Progress, counts: Sequence[int] = (1, 10, 50, 100), size: Size = (480, 640)
 ) -> list[Group]:
-    """Both pairs at all counts. size: of the full-size models' image, in pixels; full_size: arguments of CondInst, and
-    what makes the other model.
+    """Both pairs at all counts. size: (height, width) in pixels of the image that the full-size models see.
 
     Errors: UserError for counts or a size that are not positive, or more instances than a model finds.
     """
     if not counts or min(*counts, *size) < 1:
         raise UserError(f"--counts and --size are positive, not {tuple(counts)} and {tuple(size)}")
-    args, make_rcnn = full_size or ({}, partial(detection.maskrcnn_resnet50_fpn, weights=None, weights_backbone=None))
-    torch.manual_seed(0)
-    tiny_size = (128, 128)
     groups = []
     with torch.inference_mode():
-        image = torch.rand(3, *size)
-        full = [CondInstCase(CondInst(**args), image), MaskRCNNCase(make_rcnn(), image)]
-        groups += compare("full size", full, sorted(counts), runs, progress)
-        del full
-        image = torch.rand(3, *tiny_size)
-        tiny = [
-            CondInstCase(CondInst(5, **shapes_condinst().model_args), image),
-            MaskRCNNCase(MaskRCNN(5, **shapes_mask_rcnn().model_args), image),
-        ]
-        groups += compare("tiny", tiny, sorted(counts), runs, progress)
+        for name, models, shape in (("full size", full_size_models, size), ("tiny", tiny_models, (128, 128))):
+            torch.manual_seed(0)
+            condinst, mask_rcnn = models()
+            image = torch.rand(3, *shape)
+            cases: list[Case] = [CondInstCase(condinst, image), MaskRCNNCase(mask_rcnn, image)]
+            groups += compare(name, cases, sorted(set(counts)), runs, progress)
     return groups
 
 
@@ -125,16 +122,18 @@ def compare(name: str, cases: Sequence[Case], counts: Sequence[int], runs: int, 
     """Whole forward passes, and masks alone; the first case is the one that others are compared with."""
     on = f"one image of {cases[0].size[0]}x{cases[0].size[1]}"
     pairs = [(case, n) for n in counts for case in cases]
+    whole: list[Callable[[], Tensor]] = [partial(case.whole, n) for case, n in pairs]
+    masks = [case.masks(n) for case, n in pairs]
     groups = []
     for title, what, functions in (
-        (name, f"whole forward pass, {on}", [partial(case.whole, n) for case, n in pairs]),
-        (f"{name}, masks alone", f"from pyramid and boxes to masks, {on}", [case.masks(n) for case, n in pairs]),
+        (name, f"whole forward pass, {on}", whole),
+        (f"{name}, masks alone", f"from pyramid and boxes to masks, {on}", masks),
     ):
         named = {
             f"{case.name}, {n}": partial(run_and_count, f"the {name} {case.name}", n, function)
             for (case, n), function in zip(pairs, functions, strict=True)
         }
-        variants = race(f"{name}: {what.partition(',')[0]}", named, runs, progress)
+        variants = race(title, named, runs, progress)
         medians = {key: variant.median_ms or 0 for key, variant in zip(pairs, variants, strict=True)}
         for (case, n), variant in zip(pairs, variants, strict=True):
             variant.speedup = None  # other numbers of instances are other results

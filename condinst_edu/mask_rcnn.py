@@ -67,7 +67,7 @@ class MaskRCNN(detection.MaskRCNN):
         channels: int = 48,
         anchor_sizes: Sequence[float] = (4, 5.7),
         proposals: int = 100,
-        samples: int = 64,
+        samples: int = 32,
         box_units: int = 128,
         mask_channels: int = 48,
         mask_convs: int = 2,

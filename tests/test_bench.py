@@ -173,14 +173,13 @@ def test_drawn_logits(logits: torch.Tensor) -> None:
     assert not (wrong & ((scores - 0.5).abs() > 1e-6)).any()
 
 
-def tiny_pair() -> tuple[dict[str, Any], Any]:
-    small = {"backbone_options": {"widths": (4, 4, 8, 8, 8)}, "channels": 8, "box_units": 8, "mask_channels": 8}
-    return TINY_MODEL, functools.partial(MaskRCNN, 3, **small)
+def small_models() -> tuple[CondInst, MaskRCNN]:
+    small: dict[str, Any] = {"backbone_options": {"widths": (4, 4, 8, 8, 8)}, "channels": 8, "box_units": 8}
+    return CondInst(**TINY_MODEL), MaskRCNN(3, **small)
 
 
 def test_instances_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    small = functools.partial(bench_instances.bench_instances, full_size=tiny_pair())
-    monkeypatch.setattr(bench_instances, "bench_instances", small)
+    monkeypatch.setattr(bench_instances, "full_size_models", small_models)
     bench.run_bench(Bench("instances", json=True, runs=2, counts=(5, 2), size=(64, 96)))
     groups = json.loads(capsys.readouterr().out)["groups"]
     assert [g["name"] for g in groups] == ["full size", "full size, masks alone", "tiny", "tiny, masks alone"]
@@ -203,12 +202,12 @@ def test_instances_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 @torch.inference_mode()
 def test_masks_alone_are_those_of_the_whole_forward_pass(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    args, make_rcnn = tiny_pair()
+    condinst, mask_rcnn = small_models()
     image = torch.rand(3, *size)
     torchvisions = detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, min_size=32)
     for case in (
-        bench_instances.CondInstCase(CondInst(**args), image),
-        bench_instances.MaskRCNNCase(make_rcnn(), image),
+        bench_instances.CondInstCase(condinst, image),
+        bench_instances.MaskRCNNCase(mask_rcnn, image),
         bench_instances.MaskRCNNCase(torchvisions, image),
     ):
         for n in (1, 7):

@@ -63,6 +63,7 @@ check("99-half", half)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty lessons folder in the place of the real one."""
     (tmp_path / "src").mkdir()
+    (tmp_path / "README.md").write_text(f"Before.\n{lessons.START}\nold\n{lessons.END}\nAfter.\n")
     monkeypatch.setattr(notebooks, "LESSONS", tmp_path)
     monkeypatch.setattr(lessons, "LESSONS", tmp_path)
     read_lesson.cache_clear()
@@ -236,6 +237,13 @@ def test_command_line(capsys: pytest.CaptureFixture[str], trial: Path) -> None:
     assert lessons.main(["99"]) == 0
     assert "99_trial: " in capsys.readouterr().out
     assert lessons.main(["--check"]) == 0
+    readme = trial.parent.parent / "README.md"
+    assert "| [99. A trial](99_trial.ipynb) | a check of the machinery | 1 min | 2 min |" in readme.read_text()
+    assert readme.read_text().startswith("Before.\n")
+    assert readme.read_text().endswith("\nAfter.\n")
+    readme.write_text(readme.read_text().replace("A trial", "Another"))
+    assert lessons.main(["--check"]) == 1
+    assert "its table is not what the sources give" in capsys.readouterr().out
     with pytest.raises(UserError, match="no lesson is named 77; there are 99_trial"):
         lessons.main(["77"])
 

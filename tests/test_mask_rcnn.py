@@ -28,7 +28,7 @@ SIZE = (117, 203)
 def tiny_mask_rcnn(num_classes: int = 3, **options: Any) -> MaskRCNN:
     torch.manual_seed(0)
     small = {"backbone_options": {"widths": (4, 8, 12, 16, 16)}, "channels": 16, "box_units": 16, "mask_channels": 8}
-    return MaskRCNN(num_classes, **{**small, "proposals": 30, "samples": 32, **options})
+    return MaskRCNN(num_classes, **{**small, "proposals": 30, **options})
 
 
 def random_image(size: tuple[int, int], seed: int = 0) -> Tensor:
@@ -36,7 +36,7 @@ def random_image(size: tuple[int, int], seed: int = 0) -> Tensor:
 
 
 def own_forward(model: MaskRCNN, size: tuple[int, int], *arguments: Any) -> Any:
-    """torchvision's forward pass of the same model, at an image size that its transform then has no reason to change."""
+    """torchvision's forward pass of the same model; its transform is told the size that the image has."""
     model.transform.min_size, model.transform.max_size = (min(size),), max(size)
     model.transform._skip_resize = True  # no random choice among sizes in training
     torch.manual_seed(1)  # of the samples that train the heads

@@ -10,7 +10,7 @@ from helpers import ROOT
 
 import condinst_edu.condinst
 from condinst_edu.errors import UserError
-from condinst_edu.papers import ERRATA, ITEMS, TABLES, item, table
+from condinst_edu.papers import ERRATA, ITEMS, TABLES, item, table, trace
 from condinst_edu.papers.forms import Cell, Table
 from condinst_edu.papers.items import lost_symbols, resolve
 
@@ -174,3 +174,15 @@ def test_a_witness_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     other = TABLES["condinst-eccv:table-5"]
     monkeypatch.setitem(TABLES, "condinst:table-5", other)
     assert not ERRATA["condinst:table-1a-1b"].witness()
+
+
+def test_trace_names_the_sections_of_lessons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lessons" / "src").mkdir(parents=True)
+    text = "#     papers: `condinst:eq-2`\n# ## The loss\n# `condinst:eq-2`, and `condinst:eq-2`\n"
+    text += "# ### Why\n# `condinst:eq-2`\n"
+    (tmp_path / "lessons" / "src" / "02_heads.py").write_text(text + "# ## Else\n# `condinst:eq-22`\n")
+    monkeypatch.setattr(trace, "ROOT", tmp_path)
+    assert trace.sections_on("condinst:eq-2") == [
+        ("lessons/02_heads.ipynb", "The loss"),
+        ("lessons/02_heads.ipynb", "Why"),
+    ]

@@ -1,5 +1,6 @@
 """What teaches has to be right: every exercise's checker against right, wrong and careless answers."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -319,3 +320,27 @@ def test_ideas_do_not_import_teach() -> None:
     ideas = [*(ROOT / "condinst_edu").glob("*.py"), *(ROOT / "condinst_edu" / "layers").glob("*.py")]
     tools = {"cli.py", "bench.py", "doctor.py"}
     assert not [p.name for p in ideas if p.name not in tools and "condinst_edu.teach" in p.read_text()]
+
+
+def test_deviate_switches_the_library_and_back() -> None:
+    from condinst_edu import condinst, fcos
+    from condinst_edu.layers import upsample
+    from condinst_edu.teach import deviate
+    from condinst_edu.teach.variants import lesson_03
+
+    right = upsample.aligned_upsample
+    with deviate("upsample-half-pixel") as deviation:
+        assert condinst.aligned_upsample is upsample.aligned_upsample is lesson_03.upsample_half_pixel
+        assert deviation.function is lesson_03.upsample_half_pixel
+    assert condinst.aligned_upsample is upsample.aligned_upsample is right
+    with contextlib.suppress(KeyError), deviate("upsample-half-pixel"):
+        raise KeyError("whatever happens inside")
+    assert condinst.aligned_upsample is upsample.aligned_upsample is right
+    before = fcos.centerness
+    with deviate("centerness-without-root"):
+        assert fcos.centerness is not before
+    assert fcos.centerness is before
+    with pytest.raises(ValueError, match="did you mean 'upsample-half-pixel'"), deviate("upsample-halfpixel"):
+        pass
+    with pytest.raises(ValueError, match="the library itself does not use that"), deviate("count-without-biases"):
+        pass

@@ -1,15 +1,20 @@
 """What `condinst-edu trace` prints: where each equation, rule and table of the papers is in the code."""
 
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Screen
 
+import condinst_edu
 from condinst_edu.papers import ERRATA, ITEMS, TABLES, Item, Table, item
 from condinst_edu.papers.forms import cell_text
 from condinst_edu.papers.items import resolve
+
+ROOT = Path(condinst_edu.__file__).parents[1]  # the checkout: the package is installed in place
 
 
 def show_trace(console: Console | None = None) -> None:
@@ -50,6 +55,8 @@ def show_item(name: str, console: Console | None = None) -> None:
         console.print(f"  {symbol}  {place(symbol)}", highlight=False, soft_wrap=True)
     if not entry.symbols:
         console.print("  no code yet")
+    for notebook, heading in sections_on(entry.id):
+        console.print(f"  lesson: {notebook}, {heading}", highlight=False, markup=False, soft_wrap=True)
     if entry.id in TABLES:
         console.print(screen_of(TABLES[entry.id]))
     for erratum in ERRATA.values():
@@ -59,6 +66,19 @@ def show_item(name: str, console: Console | None = None) -> None:
             )
     if entry.id in MINIATURES:
         console.print(f"In miniature: condinst-edu reproduce {entry.id}", highlight=False)
+
+
+def sections_on(name: str) -> list[tuple[str, str]]:
+    """Where lessons name an id: (notebook, heading of the section)."""
+    found = []
+    for source in sorted((ROOT / "lessons" / "src").glob("[0-9]*.py")):
+        heading = ""
+        for line in source.read_text().splitlines():
+            if match := re.match(r"# ##+ (.+)", line):
+                heading = match[1]
+            if heading and re.search(rf"`{re.escape(name)}`", line):
+                found.append((f"lessons/{source.stem}.ipynb", heading))
+    return list(dict.fromkeys(found))
 
 
 def section(entry: Item) -> str:

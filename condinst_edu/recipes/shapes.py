@@ -61,6 +61,4 @@ def shapes_mask_rcnn() -> Recipe:
     """Tiny Mask R-CNN, to compare with: the same backbone, torchvision's own heads."""
     shared = ("backbone", "backbone_options", "channels", "score_threshold")
     model_args = {key: value for key, value in tiny_model().items() if key in shared}
-    return dataclasses.replace(
-        shapes_fcos(), model="mask-rcnn", model_args=model_args, iterations=2000, lr=2e-3
-    )
+    return dataclasses.replace(shapes_fcos(), model="mask-rcnn", model_args=model_args, iterations=1500, lr=3e-3)

@@ -31,6 +31,7 @@ from condinst_edu.teach.notebooks import (
 )
 
 BUDGET, CELL_BUDGET, FIRST_BUDGET = 90, 20, 15  # seconds on two cores: a lesson, one cell of it, its first result
+START, END = "<!-- lessons: made by make lessons -->", "<!-- end -->"
 MAX_BYTES = 1_000_000  # of a notebook
 FOLDER = re.compile(r"(?<![\w.])/(?:home|root|tmp|Users|work|mnt)/[\w./-]*")
 
@@ -182,14 +183,28 @@ def without_outputs(notebook: Notebook) -> dict[str, Any]:
     return {"cells": cells, "metadata": notebook["metadata"]}
 
 
+def contents(text: str) -> str:
+    """lessons/README.md with its table of the lessons, between two marks, made anew."""
+    rows = ["| lesson | what you take away | read | exercises |", "|---|---|---|---|"]
+    for lesson in map(read_lesson, lesson_names()):
+        link = f"[{lesson.number}. {lesson.title}]({lesson.name}.ipynb)"
+        minutes = lesson.minutes
+        rows.append(f"| {link} | {'; '.join(lesson.gives)} | {minutes['read']} min | {minutes['do']} min |")
+    before, _, rest = text.partition(START)
+    return before + START + "\n\n" + "\n".join(rows) + "\n\n" + END + rest.partition(END)[2]
+
+
 def main(arguments: list[str]) -> int:
     """Build or check the lessons named (02 or 02_dynamic_mask_heads; all by default); returns the exit status."""
     names = [a for a in arguments if not a.startswith("-")]
     chosen = [n for n in lesson_names() if not names or any(n.startswith(a) for a in names)]
     if not chosen:
         raise UserError(f"no lesson is named {' or '.join(names)}; there are {', '.join(lesson_names())}")
+    readme = LESSONS / "README.md"
     if "--check" in arguments:
         found = [problem for name in chosen for problem in problems(name)]
+        if readme.read_text() != contents(readme.read_text()):
+            found.append(f"{readme}: its table is not what the sources give")
         print("\n".join(found) or f"{len(chosen)} lessons are what their sources give")
         return 1 if found else 0
     for name in chosen:
@@ -199,6 +214,8 @@ def main(arguments: list[str]) -> int:
             f"slowest cell {timing.slowest_id} {timing.slowest:.0f} s of {CELL_BUDGET}",
             flush=True,
         )
+    with whole_file(readme) as temporary:
+        temporary.write_text(contents(readme.read_text()))
     return 0
 
 

@@ -53,6 +53,7 @@ TINY = {
     "condinst-coordinates": Tiny("coordinates alone", "shapes-condinst", ("mask_head.use_features=False",)),
     "condinst-factor1": Tiny("masks not upsampled", "shapes-condinst", ("factor=1",)),
     "condinst-factor4": Tiny("masks upsampled by 4", "shapes-condinst", ("factor=4",)),
+    "mask-rcnn": Tiny("Mask R-CNN", "shapes-mask-rcnn", iterations=1500),
 }
 
 
@@ -170,17 +171,19 @@ def store(source: Path, path: Path) -> None:
 
 
 def show_tiny(names: Sequence[str]) -> None:
-    """Print the cards as a table, and what is wrong with those that are."""
-    screen = Table("name", "what it is")
-    for column in ("parameters", "MB", "iterations", "minutes", "box AP", "mask AP"):
+    """Print the cards as a table, and what is wrong with a checkpoint in a line of its own."""
+    screen = Table()
+    screen.add_column("name", no_wrap=True)
+    screen.add_column("what it is")
+    for column in ("MB", "minutes", "box AP", "mask AP"):
         screen.add_column(column, justify="right")
-    for name in names:
-        if problem := broken(name):
-            screen.add_row(name, problem, style="red")
-            continue
+    problems = {name: problem for name in names if (problem := broken(name))}
+    for name in (name for name in names if name not in problems):
         card = read_card(name)
         box, mask = (card["metrics"].get(kind, {}).get("AP", -1) for kind in ("box", "mask"))
-        numbers = [f"{card['parameters']:,}", f"{card['bytes'] / 1e6:.1f}", str(card["iterations"])]
-        numbers += [f"{card['seconds'] / 60:.1f}", f"{box:.3f}", f"{mask:.3f}" if mask > 0 else ""]
-        screen.add_row(name, card["about"], *numbers)
-    Console().print(screen)
+        numbers = [f"{card['bytes'] / 1e6:.1f}", f"{card['seconds'] / 60:.1f}"]
+        screen.add_row(name, card["about"], *numbers, f"{box:.3f}", f"{mask:.3f}" if mask > 0 else "")
+    console = Console()
+    console.print(screen)
+    for name, problem in problems.items():
+        console.print(f"{problem}: `condinst-edu weights {name}` trains it again", soft_wrap=True, markup=False)

@@ -402,10 +402,12 @@ print(f"{average_precision(twice, copies_hit, 2 * num_objects):.4f}  copies coun
 # Write `rle_counts(mask)`: the run lengths of a mask (H, W) bool as a list of whole numbers, as COCO has them: down the
 # columns, zeros first.
 
+
 # %% tags=["stub"]
 def my_rle_counts(mask):
     """Run lengths of a mask (H, W) bool, zeros first."""
     raise NotImplementedError
+
 
 # %% tags=["solution"]
 def my_rle_counts(mask):
@@ -418,6 +420,7 @@ def my_rle_counts(mask):
         counts[-1] += 1
     return counts
 
+
 # %% tags=["check"]
 check("00-rle", my_rle_counts)
 
@@ -426,10 +429,12 @@ check("00-rle", my_rle_counts)
 # Write `mask_iou(detected, objects, crowd)`: the IoU of masks (N, H, W) with masks (M, H, W), both bool, as (N, M)
 # float64. Where `crowd` (M,) is True, divide by the detection's own area instead of the union.
 
+
 # %% tags=["stub"]
 def my_mask_iou(detected, objects, crowd):
     """IoU (N, M) float64 of masks (N, H, W) and (M, H, W); crowd (M,) bool."""
     raise NotImplementedError
+
 
 # %% tags=["solution"]
 def my_mask_iou(detected, objects, crowd):
@@ -440,6 +445,7 @@ def my_mask_iou(detected, objects, crowd):
     union = torch.where(crowd, area, area + object_area - shared)
     return shared / union.clamp(min=1)
 
+
 # %% tags=["check"]
 check("00-mask-iou", my_mask_iou)
 
@@ -449,10 +455,12 @@ check("00-mask-iou", my_mask_iou)
 # index of the object that it finds, -1 for none, as (N,) int64. An object is found once; `ignored` ones (M,) are taken
 # only where no other fits; a `crowd` (M,) is never used up.
 
+
 # %% tags=["stub"]
 def my_match_objects(iou, crowd, ignored, threshold):
     """Which object each detection finds: (N,) int64, -1 for none."""
     raise NotImplementedError
+
 
 # %% tags=["solution"]
 def my_match_objects(iou, crowd, ignored, threshold):
@@ -467,6 +475,7 @@ def my_match_objects(iou, crowd, ignored, threshold):
             taken.add(best)
     return torch.tensor(found)
 
+
 # %% tags=["check"]
 check("00-match", my_match_objects)
 
@@ -475,10 +484,12 @@ check("00-match", my_match_objects)
 # Write `average_precision(scores, hits, num_objects)`: from scores (N,) in any order, hits (N,) bool and the number of
 # objects there were to find, the mean of the interpolated precision at the 101 recalls 0, 0.01, ..., 1.
 
+
 # %% tags=["stub"]
 def my_average_precision(scores, hits, num_objects):
     """Mean interpolated precision at 101 recalls."""
     raise NotImplementedError
+
 
 # %% tags=["solution"]
 def my_average_precision(scores, hits, num_objects):
@@ -491,6 +502,7 @@ def my_average_precision(scores, hits, num_objects):
         beyond = precision[recall >= r]
         total += float(beyond.max()) if len(beyond) else 0.0
     return total / 101
+
 
 # %% tags=["check"]
 check("00-average-precision", my_average_precision)
