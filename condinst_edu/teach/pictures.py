@@ -238,11 +238,11 @@ def show_curves(
 
     With x, each value is a dot as well. The vertical axis begins at 0.
     """
-    figure, (axes,) = new_figure(1, 1, 5.5, 3.2)
+    figure, (axes,) = new_figure(1, 1, 7, 3.2)
     for k, (name, values) in enumerate(curves.items()):
         axes.plot(x or range(len(values)), values, "o-" if x else "-", color=COLORS(k % 10), label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
-    axes.legend(fontsize=9)
+    figure.legend(loc="outside right upper", fontsize=9)
     return figure
 
 

@@ -613,19 +613,18 @@ pic.show_bars(times, "milliseconds")
 # %% tags=["demo"]
 from rich.progress import Progress
 
-from condinst_edu.bench_instances import CondInstCase, MaskRCNNCase, compare
-from condinst_edu.mask_rcnn import MaskRCNN
+from condinst_edu.bench_instances import CondInstCase, MaskRCNNCase, compare, tiny_models
 
 counts = [1, 25, 50, 100]
 torch.manual_seed(0)
 with torch.inference_mode():
-    ours = CondInstCase(build_model("condinst", 5, get_recipe("shapes-condinst").model_args), crowd)
-    other = MaskRCNNCase(MaskRCNN(5, **get_recipe("shapes-mask-rcnn").model_args), crowd)
-    whole, masks_alone = compare("tiny", [ours, other], counts, runs=5, progress=Progress(disable=True))
+    ours, theirs = tiny_models()
+    cases = [CondInstCase(ours, crowd), MaskRCNNCase(theirs, crowd)]
+    groups = compare("tiny", cases, counts, runs=5, progress=Progress(disable=True))
 curves = {}
-for group, what in ((whole, "whole pass"), (masks_alone, "masks alone")):
-    for case in (ours, other):
-        ms = [group[f"{case.name} with {n}"].median_ms for n in counts]
+for group, what in zip(groups, ("whole pass", "masks alone"), strict=True):
+    for case in cases:
+        ms = [v.median_ms for v in group.variants if v.name.startswith(case.name)]
         more = (ms[-1] - ms[0]) / (counts[-1] - counts[0])
         curves[f"{case.name}, {what}"] = ms
         print(f"{case.name:10} {what:11} {ms[0]:6.1f} ms with {counts[0]}, {ms[-1]:6.1f} ms with", end="")
