@@ -86,8 +86,8 @@ rows = xray(model, image)
 #
 # The finest level has sharp edges and knows little of what it sees; coarser levels know more and are blurred. The
 # bottom branch (`condinst:bottom-branch`) adds them: each level goes through a 3x3 convolution $r_k$, is upsampled to
-# the finest level's size, and what several more convolutions make of the sum is $F_{bottom}$ ($C_{bottom} \times H
-# \times W$):
+# the finest level's size, and what several more convolutions make of the sum is $F_{bottom}$
+# ($C_{bottom} \times H \times W$):
 #
 # $$F_{bottom} = \mathrm{tower}\Big(\sum_k \mathrm{up}_{2^k}\big(r_k(P_{2 + k})\big)\Big), \qquad k = 0, 1, 2.$$
 #
@@ -146,8 +146,8 @@ pic.show_feature_maps(features[0])
 #
 # FCOS gives every object a handful of positive locations (lesson 1). Every one of them has a theta of its own, and
 # could draw a mask of the object. Each mask is a whole map, so all of them would need much memory. The conference
-# version took up to 500 locations of a batch at random (`condinst-eccv:random-500`); the journal version keeps the 64
-# of each image with the highest score (`condinst:top-64`), where the score is the detector's own:
+# version took up to 500 locations of a GPU's batch at random (`condinst-eccv:random-500`); the journal version keeps
+# the 64 of each image with the highest score (`condinst:top-64`), where the score is the detector's own:
 #
 # $$\text{score}_{x,y} = p_{x,y}(c^*) \cdot \text{centre-ness}_{x,y}, \qquad c^* \text{ the object's class.}$$
 #
@@ -157,29 +157,33 @@ pic.show_feature_maps(features[0])
 from condinst_edu.condinst import sample_locations
 
 assignment = fcos.assign(points, targets)  # labels (B, L), matched (B, L)
-every = assignment.labels[0].nonzero().flatten()
+every = assignment.labels[1].nonzero().flatten()  # of image 1
 torch.manual_seed(0)
 by_score, _ = sample_locations(outputs, assignment, model.mask_limit)  # (B, S)
 by_chance, _ = sample_locations(outputs, assignment, model.mask_limit, by="random")
-chosen = {"all positive locations": every, "best by score": by_score[0], "random": by_chance[0]}
-owner = assignment.matched[0]
-pic.show_chosen(images[0], points, {name: (i, owner[i]) for name, i in chosen.items()})
+chosen = {"all positive locations": every, "best by score": by_score[1], "random": by_chance[1]}
+owner = assignment.matched[1]
+for name, i in chosen.items():
+    per_object = owner[i].bincount(minlength=len(targets[1]["labels"])).tolist()
+    print(f"{name:22} locations of each object: {per_object}")
+pic.show_chosen(images[1], points, {name: (i, owner[i]) for name, i in chosen.items()})
 
 # %% [markdown]
 # Why by score? Because inference looks at the surest locations only, so these are the masks that have to be good.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
-# Point out objects without any location in the middle panel: a limit per image says nothing about objects. With 64
-# and COCO's images it is rarely felt; with ten it can be. Misconception: "the score needs a gradient". It only ranks;
-# the function runs under no_grad.
+# Point out the object without any location in the middle panel: a limit per image says nothing about objects. The
+# tiny model's limit of ten is tight; 64 leaves more room.
+#
+# Misconception: "the score needs a gradient". It only ranks; the function runs under no_grad.
 
 # %% [markdown]
 # ## The losses
 #
-# Eq. 2 (`condinst:eq-2`): every sampled positive location $(x, y)$ applies *its* filters $\theta_{x,y}$ to $\tilde
-# F_{x,y}$ (the shared features, with coordinates relative to *its* location, $(C_{bottom} + 2) \times H \times W$)
-# and is compared with the mask $M^*_{x,y}$ of the object it answers for:
+# Eq. 2 (`condinst:eq-2`): every sampled positive location $(x, y)$ applies *its* filters $\theta_{x,y}$ to
+# $\tilde F_{x,y}$ (the shared features, with coordinates relative to *its* location,
+# $(C_{bottom} + 2) \times H \times W$) and is compared with the mask $M^*_{x,y}$ of the object it answers for:
 #
 # $$L_{mask} = \frac{1}{N_{pos}} \sum_{x,y} \mathbb{1}_{\{c^*_{x,y} > 0\}}
 # L_{dice}\big(\mathrm{MaskHead}(\tilde F_{x,y}; \theta_{x,y}), M^*_{x,y}\big)$$
@@ -261,9 +265,10 @@ figure
 # %% [markdown] tags=["instructor"]
 # minutes: 12
 # Read Eq. 2 aloud with the code beside it; every symbol has its line. Two places where the letter and the code
-# differ: the sum is over sampled locations, and it is a mean over locations, not over objects. Misconception: "the
-# mask loss trains the bottom branch only". It goes through theta into the controller and the box tower as well; let
-# somebody trace it back.
+# differ: the sum is over sampled locations, and it is a mean over locations, not over objects.
+#
+# Misconception: "the mask loss trains the bottom branch only". It goes through theta into the controller and the box
+# tower as well; let somebody trace it back.
 
 # %% [markdown]
 # ## A second teacher: the semantic task
@@ -298,8 +303,8 @@ same_as(semantic_loss_in_loops, semantic_loss, logits, labels)
 
 # %% tags=["demo"]
 y, x = torch.meshgrid(torch.arange(96), torch.arange(128), indexing="ij")
-discs = [((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1
-         for cx, cy, rx, ry in ((46, 56, 40, 34), (52, 44, 12, 18), (100, 30, 24, 20))]  # fmt: skip
+ellipses = ((46, 56, 40, 34), (52, 44, 12, 18), (100, 30, 24, 20))
+discs = [((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1 for cx, cy, rx, ry in ellipses]
 overlapping, kinds = torch.stack(discs), torch.tensor([1, 2, 3])
 grey = torch.full((3, 96, 128), 0.93)
 for mask in discs:
@@ -355,8 +360,8 @@ panels = {name: (location[i], label[i] - 1) for name, i in steps.items()}
 pic.show_chosen(image, points, panels, class_names)
 
 # %% [markdown]
-# Dots sit at the locations that speak, a colour for each class. Many weak candidates survive NMS, since they overlap
-# nothing; they do little harm to AP, which goes by score.
+# Dots sit at the locations that speak, a colour for each class. Many weak candidates survive NMS, since no surer box
+# of their class overlaps them enough; they do little harm to AP, which goes by score.
 #
 # **Step 3: theta, only for those that are left**, and **step 4: their masks.** The controller is one 3x3 convolution,
 # read at these few locations. Each theta draws over the *whole* map: nothing is cut out, no box is used.
@@ -393,8 +398,9 @@ same_as(mine, result, name="model([image])[0]")
 # %% [markdown] tags=["instructor"]
 # minutes: 12
 # Do it live, asking before each cell for the shape that comes out. The order is the point: detect, remove duplicates,
-# then draw. Mask R-CNN also draws after its NMS, but needs the box to cut its features out. Misconception: "the mask
-# is cut to the box". It is not; look at the logits, which are defined everywhere.
+# then draw. Mask R-CNN also draws after its NMS, but needs the box to cut its features out.
+#
+# Misconception: "the mask is cut to the box". It is not; look at the logits, which are defined everywhere.
 
 # %% [markdown]
 # ## Does it learn?
@@ -415,7 +421,8 @@ def learn_by_heart(steps=100):
     """A new model and its losses, {name: value} for each step."""
     torch.manual_seed(0)
     recipe = get_recipe("shapes-condinst")
-    fresh = build_model(recipe.model, len(class_names), recipe.model_args | {"mask_limit": 6})
+    few = recipe.model_args | {"mask_limit": 6}  # so that it matters which locations are sampled
+    fresh = build_model(recipe.model, len(class_names), few)
     optimizer = torch.optim.AdamW(fresh.train().parameters(), lr=2e-3)
     history = [step(fresh, optimizer, 5.0, images, targets) for _ in range(steps)]
     return fresh.eval(), history
@@ -462,12 +469,12 @@ found_worst, quality_worst = drawn_by(worst)
 print(f"{deviation.name}: {deviation.line}")
 for name, losses, value in (("best by score", history, quality), (deviation.name, history_worst, quality_worst)):
     print(f"{name:17} mask loss at the end {losses[-1]['mask']:.3f}, IoU of the masks drawn {value:.2f}")
-panels = {f"best by score, image {k}": (images[k], found[k]) for k in (0, 1)}
-panels |= {f"{deviation.name}, image {k}": (images[k], found_worst[k]) for k in (0, 1)}
+panels = {f"best by score, image {k}": (images[k], found[k]) for k in (1, 2)}
+panels |= {f"{deviation.name}, image {k}": (images[k], found_worst[k]) for k in (1, 2)}
 pic.show_panels(panels)
 
 # %% [markdown]
-# The loss looks as good or better: it is measured where it is trained. But inference asks other locations, those with
+# The mask loss falls all the same: it is measured where it is trained. But inference asks other locations, those with
 # the highest scores, and their filters were hardly ever trained. *A loss can only vouch for what it looks at.*
 
 # %% [markdown]
@@ -491,10 +498,10 @@ for name, network in (("NMS at 0.6", model), ("without NMS", rebuilt(nms_thresho
     ap = evaluate(network, data, progress=False)["mask"]["AP"]
     with torch.no_grad():
         r = network([image])[0]
-    r = {k: v[r["scores"] > 0.5] for k, v in r.items()}
-    print(f"{name:12} mask AP {100 * ap:.1f}, {len(r['scores'])} instances with a score over 0.5 in this image")
-    panels[name] = (image, {"boxes": r["boxes"], "labels": r["labels"], "scores": r["scores"]})
-pic.show_panels(panels)
+    r = {k: v[r["scores"] > 0.5] for k, v in r.items()}  # the sure ones
+    print(f"{name:12} mask AP {100 * ap:.1f}")
+    panels[f"{name}: {len(r['scores'])} instances"] = (image, {k: r[k] for k in ("boxes", "labels")})
+pic.show_panels(panels, class_names)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
@@ -526,12 +533,12 @@ for kind in ("box", "mask"):
 
 # %% [markdown]
 # The same AP, and more time: a mask has to be drawn for each candidate before anything can be removed. This is why
-# CondInst keeps its boxes. Four wrong ways to do mask NMS, on the same images:
+# CondInst keeps its boxes. Three wrong ways to do mask NMS, on the same images:
 
 # %%
 by_mask = rebuilt(nms="mask")
 print(f"{'mask NMS':20} AP {100 * scores['AP']:.1f}")
-for name in ("nms-by-box", "nms-across-classes", "nms-not-greedy", "nms-unsorted"):
+for name in ("nms-across-classes", "nms-not-greedy", "nms-unsorted"):
     with deviate(name) as deviation:
         ap = evaluate(by_mask, data, progress=False)["mask"]["AP"]
     print(f"{name:20} AP {100 * ap:.1f}   {deviation.line}")
@@ -594,8 +601,8 @@ print(f"mask heads of {len(crowd_logits)} instances: {times['theta and mask head
 pic.show_bars(times, "milliseconds")
 
 # %% [markdown]
-# The paper reports less than 5 ms for 100 instances on a GPU, about a tenth of its detector. A tiny backbone makes
-# the rest of the model cheap, so the share of the masks is larger here; the order of the bars is what carries over.
+# The paper reports less than 5 ms for 100 instances on a GPU, about a tenth of its detector's time. A tiny backbone
+# makes the detector cheap, so the share of the masks is larger here.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 6
@@ -644,12 +651,13 @@ pic.show_curves(curves, "instances", "milliseconds", x=counts)
 # ## Play
 #
 # Click a pixel: the location of the surest level there draws *its* mask. Try a place where an object is hidden behind
-# another, the edge of an object, and the background. Below `segment_at`, the plain function behind it.
+# another, the edge of an object, and the background. `segment_at(model, image, x, y)` is the plain function behind
+# it.
 
 # %% tags=["play"]
-# PLAY
+from condinst_edu.teach import click_to_segment
 
-print("play")
+click_to_segment(model, image)
 
 # %% [markdown]
 # ## Exercises
@@ -755,10 +763,8 @@ check("04-semantic-map", my_semantic_map)
 # %% tags=["demo"]
 from condinst_edu.condinst import sampled_masks
 
-print("1. locations that sum up in Eq. 2, per object of each image:")
-for b, target in enumerate(targets):
-    owners = assignment.matched[b, by_score[b]]
-    print(f"   image {b}: {owners.bincount(minlength=len(target['labels'])).tolist()}")
+print(f"1. Eq. 2 over all {len(dices)} positive locations {dices.mean():.3f},", end=" ")
+print(f"over the {len(sampled)} sampled {sampled.mean():.3f}")
 truth = sampled_masks(targets, model.mask_stride, (48, 64))
 print(f"2. targets {tuple(truth.shape)}: images, objects, height, width; values {truth.unique().tolist()}")
 assert torch.equal(truth[0, 0], targets[0]["masks"][0, 1::2, 1::2])
@@ -785,7 +791,7 @@ for entry in papers.ERRATA.values():
 # ```
 # condinst-edu data shapes --out data/shapes-full
 # condinst-edu train shapes-condinst --out runs/shapes
-# condinst-edu train shapes-condinst --set semantic=True sampling=random --out runs/variant
+# condinst-edu train shapes-condinst --set semantic=True --set sampling=random --out runs/variant
 # condinst-edu train folder-condinst --data photos --out runs/photos
 # condinst-edu predict new.jpg --weights runs/photos/model.safetensors --out runs/new
 # ```
