@@ -221,7 +221,8 @@ def show_label_maps(image: Tensor, maps: Mapping[str, Tensor], class_names: Sequ
     figure, axes = new_figure(1, len(maps) + 1, 2.9, 2.9 * image.shape[1] / image.shape[2] + 0.6)
     draw_image(axes[0], image)
     axes[0].set_title("image", fontsize=9)
-    colors = ListedColormap(["white", *(COLORS(k % 10) for k in range(len(class_names)))])
+    used: list[Any] = ["white", *(COLORS(k % 10) for k in range(len(class_names)))]
+    colors = ListedColormap(used)
     for ax, (title, labels) in zip(axes[1:], maps.items(), strict=True):
         ax.imshow(labels.cpu().numpy(), cmap=colors, vmin=-0.5, vmax=len(class_names) + 0.5)
         ax.set_title(title, fontsize=9)

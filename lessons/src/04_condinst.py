@@ -104,8 +104,9 @@ from condinst_edu.teach import DEVIATIONS, check, deviate, same_as
 def draw(index, size=(96, 128), objects=(3, 5)):
     """An image (3, H, W) in [0, 1] and its target, as a model takes them."""
     sample = generate(index, seed=4, config=ShapesConfig(size=size, objects=objects))
-    fields = {name: torch.from_numpy(getattr(sample, name)) for name in ("boxes", "labels", "masks")}
-    return torch.from_numpy(sample.image).permute(2, 0, 1) / 255, fields
+    names = ("boxes", "labels", "masks")
+    target = {name: torch.from_numpy(getattr(sample, name)) for name in names}
+    return torch.from_numpy(sample.image).permute(2, 0, 1) / 255, target
 
 
 images, targets = zip(*(draw(i) for i in range(4)), strict=True)
@@ -221,8 +222,8 @@ def dice_of(b, location):
     logits = mask_head(features[b], theta, points.xy[location], scale)
     scores = aligned_upsample(logits[None], model.factor)[0].sigmoid()  # (h, w)
     step = model.mask_stride
-    truth = targets[b]["masks"][assignment.matched[b, location]][step // 2 :: step, step // 2 :: step]
-    return dice(scores, truth.float())
+    truth = targets[b]["masks"][assignment.matched[b, location]]  # (H, W)
+    return dice(scores, truth[step // 2 :: step, step // 2 :: step].float())
 
 
 sampled = torch.stack([dice_of(b, loc) for b in range(len(images)) for loc in by_score[b]])
@@ -355,7 +356,8 @@ for i in range(len(boxes)):
     if not any(label[i] == label[j] and iou[i, j] > fcos.nms_threshold for j in kept):
         kept.append(i)
 kept = torch.tensor(kept)[: fcos.detections]
-steps = {"candidates": torch.arange(len(boxes)), "after NMS": kept, "score > 0.5": kept[score[kept] > 0.5]}
+everything = torch.arange(len(boxes))
+steps = {"candidates": everything, "after NMS": kept, "score > 0.5": kept[score[kept] > 0.5]}
 panels = {name: (location[i], label[i] - 1) for name, i in steps.items()}
 pic.show_chosen(image, points, panels, class_names)
 
@@ -370,9 +372,9 @@ pic.show_chosen(image, points, panels, class_names)
 box, location, label, score = boxes[kept], location[kept], label[kept], score[kept]
 with torch.no_grad():
     theta = fcos.head.top_at(outputs, points, 0, location)  # (N, 169)
-    scales = model.scales[points.level[location]]  # (N,)
-    logits = model.mask_head(features, theta, points.xy[location], scales, model.stride)  # (N, H, W)
-print(f"theta {tuple(theta.shape)}, logits {tuple(logits.shape)}, from features {tuple(features.shape)}")
+    centers, scales = points.xy[location], model.scales[points.level[location]]  # (N, 2), (N,)
+    logits = model.mask_head(features, theta, centers, scales, model.stride)  # (N, H, W)
+print(f"features {tuple(features.shape)}, theta {tuple(theta.shape)}, logits {tuple(logits.shape)}")
 figure, axes = pic.new_figure(1, 6, 2, 2.2)
 for ax, values, k, s in zip(axes, logits, label, score, strict=False):
     pic.draw_map(ax, values, f"{class_names[k - 1]} {s:.2f}", 10)
@@ -390,7 +392,8 @@ height, width = image.shape[1:]
 soft = aligned_upsample(aligned_upsample(logits, model.factor).sigmoid(), model.mask_stride)
 plain = soft[:, :height, :width] > 0.5  # (N, height, width), without the padding
 masks = resize_masks(logits, model.stride, (height, width), (height, width), model.factor)
-print(f"{int((plain != masks).sum())} of {masks.numel()} pixels differ between the plain and the fast form")
+differ = int((plain != masks).sum())
+print(f"{differ} of {masks.numel()} pixels differ between the plain and the fast form")
 box = box.clamp(min=0).minimum(box.new_tensor([width, height, width, height]))
 mine = {"boxes": box, "labels": label, "scores": score, "masks": masks}
 same_as(mine, result, name="model([image])[0]")
@@ -438,7 +441,7 @@ pic.show_curves({k: [float(losses[k]) for losses in history] for k in history[0]
 
 # %%
 def drawn_by(network):
-    """What a model finds in the four images, and the mean over objects of the best IoU of any mask."""
+    """The masks in the four images, and the mean over objects of the best IoU of any mask."""
     with torch.no_grad():
         found = [{"masks": r["masks"][r["scores"] > 0.5]} for r in network(images)]
     best = []
@@ -467,8 +470,9 @@ with deviate("sample-the-worst") as deviation:
     worst, history_worst = learn_by_heart()
 found_worst, quality_worst = drawn_by(worst)
 print(f"{deviation.name}: {deviation.line}")
-for name, losses, value in (("best by score", history, quality), (deviation.name, history_worst, quality_worst)):
-    print(f"{name:17} mask loss at the end {losses[-1]['mask']:.3f}, IoU of the masks drawn {value:.2f}")
+runs = {"best by score": (history, quality), deviation.name: (history_worst, quality_worst)}
+for name, (steps, value) in runs.items():
+    print(f"{name:17} mask loss at the end {steps[-1]['mask']:.3f}, IoU of masks {value:.2f}")
 panels = {f"best by score, image {k}": (images[k], found[k]) for k in (1, 2)}
 panels |= {f"{deviation.name}, image {k}": (images[k], found_worst[k]) for k in (1, 2)}
 pic.show_panels(panels)
@@ -500,7 +504,8 @@ for name, network in (("NMS at 0.6", model), ("without NMS", rebuilt(nms_thresho
         r = network([image])[0]
     r = {k: v[r["scores"] > 0.5] for k, v in r.items()}  # the sure ones
     print(f"{name:12} mask AP {100 * ap:.1f}")
-    panels[f"{name}: {len(r['scores'])} instances"] = (image, {k: r[k] for k in ("boxes", "labels")})
+    boxes = {k: r[k] for k in ("boxes", "labels")}
+    panels[f"{name}: {len(r['scores'])} instances"] = (image, boxes)
 pic.show_panels(panels, class_names)
 
 # %% [markdown] tags=["instructor"]
@@ -582,22 +587,24 @@ with torch.no_grad():
     crowded = fcos.detect(points, outputs, 0)
     crowd_logits = model.mask_logits(points, outputs, features, 0, crowded.location)
 size = batch.sizes[0]
-print(f"{len(crowded.scores)} instances, of which {int((crowded.scores > 0.5).sum())} score over 0.5")
+count = len(crowded.scores)
+print(f"{count} instances, of which {int((crowded.scores > 0.5).sum())} score over 0.5")
 
 # %%
+found_at = crowded.location
 costs = {
     "backbone": lambda: fcos.backbone(batch.images),
     "pyramid": lambda: fcos.fpn(maps),
     "FCOS head": lambda: fcos.head(pyramid[-len(fcos.strides) :]),
     "candidates, box NMS": lambda: fcos.detect(points, outputs, 0),
     "bottom branch": lambda: bottom(pyramid),
-    "theta and mask heads": lambda: model.mask_logits(points, outputs, features, 0, crowded.location),
-    "masks at full size": lambda: resize_masks(crowd_logits, model.stride, size, size, model.factor),
+    "theta and mask heads": lambda: model.mask_logits(points, outputs, features, 0, found_at),
+    "masks at full size": lambda: resize_masks(crowd_logits, model.stride, size, size, 2),
 }
 times = {name: milliseconds(function) for name, function in costs.items()}
 of_masks = sum(times[name] for name in list(times)[-3:])
 print(f"all parts {sum(times.values()):.1f} ms, of them for masks {of_masks:.1f} ms")
-print(f"mask heads of {len(crowd_logits)} instances: {times['theta and mask heads'] / len(crowd_logits):.3f} ms each")
+print(f"mask heads of {count} instances: {times['theta and mask heads'] / count:.3f} ms each")
 pic.show_bars(times, "milliseconds")
 
 # %% [markdown]
@@ -634,8 +641,8 @@ for group, what in zip(groups, ("whole pass", "masks alone"), strict=True):
         ms = [v.median_ms for v in group.variants if v.name.startswith(case.name)]
         more = (ms[-1] - ms[0]) / (counts[-1] - counts[0])
         curves[f"{case.name}, {what}"] = ms
-        print(f"{case.name:10} {what:11} {ms[0]:6.1f} ms with {counts[0]}, {ms[-1]:6.1f} ms with", end="")
-        print(f" {counts[-1]}: {more:.2f} ms for each further instance")
+        print(f"{case.name:10} {what:11} {ms[0]:6.1f} ms with {counts[0]},", end=" ")
+        print(f"{ms[-1]:6.1f} ms with {counts[-1]}: {more:.2f} ms for each further instance")
 pic.show_curves(curves, "instances", "milliseconds", x=counts)
 
 # %% [markdown]
@@ -766,9 +773,10 @@ from condinst_edu.condinst import sampled_masks
 print(f"1. Eq. 2 over all {len(dices)} positive locations {dices.mean():.3f},", end=" ")
 print(f"over the {len(sampled)} sampled {sampled.mean():.3f}")
 truth = sampled_masks(targets, model.mask_stride, (48, 64))
-print(f"2. targets {tuple(truth.shape)}: images, objects, height, width; values {truth.unique().tolist()}")
+print(f"2. targets {tuple(truth.shape)}: images, objects, height, width; {truth.dtype}")
 assert torch.equal(truth[0, 0], targets[0]["masks"][0, 1::2, 1::2])
-print(f"3. class tower: {len(fcos.head.class_tower)} blocks, then logits; controller: {fcos.head.top}")
+print(f"3. class tower: {len(fcos.head.class_tower)} blocks, then logits")
+print(f"   controller: {fcos.head.top}")
 before = aligned_upsample(aligned_upsample(crowd_logits, 2).sigmoid(), 2) > 0.5
 after = aligned_upsample(aligned_upsample(crowd_logits, 2), 2) > 0
 print(f"4. {int((before != after).sum())} pixels change; the masks have {int(before.sum())}")
