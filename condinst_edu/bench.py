@@ -2,6 +2,7 @@
 
     condinst-edu bench mask-head            a table; the reference of every group is the form that the papers describe
     condinst-edu bench targets --json       the same as JSON
+    condinst-edu bench lessons              each notebook's seconds, beside its budget
     condinst-edu bench instances            time against the number of instances, beside Mask R-CNN
 
 All variants of a group run in turn (A B C, A B C, ...), so that whatever slows the machine down slows all of them: the
@@ -51,10 +52,11 @@ Head = Callable[..., Tensor]
 class Bench:
     """Compare the fast forms of a step with the plain ones, on this machine."""
 
-    name: Annotated[Literal["mask-head", "targets", "instances"], tyro.conf.Positional]
+    name: Annotated[Literal["mask-head", "targets", "instances", "lessons"], tyro.conf.Positional]
     """mask-head: the dynamic mask head in inference and training, and the way from its logits to binary masks.
     targets: target assignment beside a training step.
-    instances: CondInst and Mask R-CNN at several numbers of instances."""
+    instances: CondInst and Mask R-CNN at several numbers of instances.
+    lessons: how long each notebook takes, beside its budget."""
     json: bool = False
     """Print JSON instead of a table."""
     threads: int = 1
@@ -96,6 +98,11 @@ def run_bench(options: Bench) -> None:
     """Run one bench and print it. Errors: UserError where threads or runs are not positive."""
     if options.threads < 1 or (options.runs is not None and options.runs < 1):
         raise UserError("bench needs at least one thread and one run")
+    if options.name == "lessons":
+        from condinst_edu.teach.lessons import bench_lessons
+
+        bench_lessons(options.json)
+        return
     bench: Callable[..., list[Group]] = bench_mask_head if options.name == "mask-head" else bench_targets
     if options.name == "instances":
         from condinst_edu.bench_instances import bench_instances  # here, since it takes the measuring from this module
@@ -480,10 +487,12 @@ def sentence(groups: list[Group]) -> str:
         assignment = groups[0]["assignment"]
         return f"Assigning targets takes {assignment.facts['share']:.1%} of a training step's time."
     if groups[0].name == "full size":
-        most = groups[0].variants[-2:]
-        growth = [f"{variant.name} takes {variant.facts['ratio_to_fewest']:.2f} times as long" for variant in most]
-        fewest = groups[0].variants[0].facts["instances"]
-        return f"Compared with {fewest} instances, " + ", ".join(growth) + "."
+        condinst, mask_rcnn = groups[0].variants[-2:]
+        fewest, most = (variant.facts["instances"] for variant in (groups[0].variants[0], condinst))
+        return (
+            f"With {most:g} instances instead of {fewest:g}, CondInst takes {condinst.facts['ratio_to_fewest']:.2f} "
+            f"times as long, Mask R-CNN {mask_rcnn.facts['ratio_to_fewest']:.2f} times."
+        )
     heads, trained, drawn, large = groups
     compiled = heads["compiled"]
     and_compiled = f" ({compiled.speedup:.0f}x compiled)" if compiled.speedup else ""

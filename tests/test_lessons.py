@@ -1,5 +1,6 @@
 """Lessons: what is in git is what the sources give; a bad source is refused in words; kernels have no network."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 
+from condinst_edu.bench import Bench, run_bench
 from condinst_edu.errors import UserError
 from condinst_edu.teach import lessons, notebooks
 from condinst_edu.teach.deviations import DEVIATIONS
@@ -29,7 +31,9 @@ HEADER = """# ---
 """
 BODY = """# %% tags=["first-result", "demo"]
 print("a result")
-check = print  # the kernel does not know the exercise of this trial
+class check:  # the kernel does not know the exercise of this trial
+    passed = True
+    def __init__(self, name, answer): pass
 
 # %% [markdown]
 # ## The idea (`condinst:eq-2`)
@@ -246,6 +250,16 @@ def test_command_line(capsys: pytest.CaptureFixture[str], trial: Path) -> None:
     assert "its table is not what the sources give" in capsys.readouterr().out
     with pytest.raises(UserError, match="no lesson is named 77; there are 99_trial"):
         lessons.main(["77"])
+
+
+def test_bench_of_lessons(capsys: pytest.CaptureFixture[str], trial: Path) -> None:
+    run_bench(Bench("lessons"))
+    assert "99_trial, student" in capsys.readouterr().out
+    run_bench(Bench("lessons", json=True))
+    result = json.loads(capsys.readouterr().out)
+    assert [row["notebook"] for row in result["rows"]] == ["student", "solution"]
+    assert all(0 < row["first"] <= row["total"] for row in result["rows"])
+    assert not (trial.parent.parent / "99_trial.ipynb").exists()
 
 
 def test_lessons_are_where_the_checkout_is() -> None:

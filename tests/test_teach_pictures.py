@@ -45,6 +45,10 @@ def figures() -> dict[str, Figure]:
         ),
         "filters": pictures.show_filters(torch.randn(169, generator=generator)),
         "features": pictures.show_feature_maps(torch.randn(8, 12, 16, generator=generator)),
+        "maps": pictures.show_maps(
+            {"a": torch.randn(12, 16, generator=generator), "b": torch.eye(12, 16) > 0}, limit=2
+        ),
+        "curves": pictures.show_curves({"a": torch.rand(9, generator=generator), "b": torch.arange(9)}, "step", "IoU"),
         "levels": pictures.show_levels(image, points),
         "targets": pictures.show_targets(image, points, assignment),
         "curve": pictures.show_precision_recall(*curve),
@@ -99,3 +103,22 @@ def test_xray_of_fcos_has_no_masks() -> None:
     symbols = [row.symbol for row in xray(tiny_fcos(), torch.rand(3, *SIZE, generator=seeded(0)))]
     assert "logits" in symbols
     assert "theta" not in symbols
+
+
+def test_maps_have_one_range_or_each_its_own() -> None:
+    maps = {"small": torch.tensor([[0.0, 1.0, -2.0]]), "large": torch.tensor([[0.0, 8.0, 4.0]])}
+    tops = {k: [ax.images[0].get_clim()[1] for ax in pictures.show_maps(maps, limit=k).axes[:2]] for k in (None, 5.0)}
+    assert tops == {None: [2, 8], 5.0: [5, 5]}
+    assert len(pictures.show_maps({str(i): maps["small"] for i in range(5)}, columns=3).axes) == 6
+    bars = [pictures.show_maps({"only": maps[name]}, limit=8).axes[1].get_ylim() for name in ("small", "large")]
+    assert bars == [(-8, 8), (0, 8)]  # where nothing is negative, the bar begins at 0
+
+
+def test_spotlight_keeps_what_the_mask_covers_and_fades_the_rest() -> None:
+    image = 0.8 * torch.rand(3, 4, 6, generator=seeded(2))
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[1:3, 2:5] = True
+    shown = pictures.spotlight(image, mask)
+    assert torch.equal(shown[:, mask], image[:, mask])
+    assert (shown[:, ~mask] > image[:, ~mask]).all()
+    assert shown.max() <= 1

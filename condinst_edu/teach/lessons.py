@@ -6,6 +6,7 @@ make lessons ARGS="--check"   run nothing, fail where a file is not what its sou
 """
 
 import dataclasses
+import json
 import os
 import re
 import sys
@@ -16,8 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
+from condinst_edu.progress import progress_bar
 from condinst_edu.teach.notebooks import (
     LESSONS,
     Cell,
@@ -29,6 +34,7 @@ from condinst_edu.teach.notebooks import (
     student_notebook,
     tags,
 )
+from condinst_edu.teach.stored import WIDGET, strip_widgets
 
 BUDGET, CELL_BUDGET, FIRST_BUDGET = 90, 20, 15  # seconds on two cores: a lesson, one cell of it, its first result
 START, END = "<!-- lessons: made by make lessons -->", "<!-- end -->"
@@ -67,19 +73,17 @@ def run_notebook(notebook: Notebook, folder: Path = LESSONS) -> Timing:
             seconds[cell.id] = time.monotonic() - start
             if "first-result" in tags(cell):
                 first = time.monotonic() - begin
-    notebook["cells"] = [clean_cell(cell) for cell in node.cells]
+    notebook["cells"] = [clean_cell(cell) for cell in strip_widgets(node).cells]
     slowest = max(seconds, key=seconds.__getitem__)
     return Timing(time.monotonic() - begin, seconds[slowest], slowest, first)
 
 
 def clean_cell(cell: Cell) -> Cell:
-    """Without what changes from run to run or belongs to a running kernel: times, the state of widgets."""
+    """Without what changes from run to run: times; without words for what is a picture."""
     cell["metadata"].pop("execution", None)
     for output in cell.get("outputs", []):
-        data = output.get("data", {})
-        data.pop("application/vnd.jupyter.widget-view+json", None)
-        if "image/png" in data:
-            data["text/plain"] = ""  # <Figure ...> says nothing
+        if "image/png" in output.get("data", {}):
+            output["data"]["text/plain"] = ""  # <Figure ...> says nothing
     return dict(cell)
 
 
@@ -149,6 +153,30 @@ def build_lesson(name: str) -> Timing:
     return timing
 
 
+def bench_lessons(as_json: bool) -> None:
+    """Run every student's and solution notebook and print what each took beside its budget; nothing is written."""
+    rows = []
+    with progress_bar(not as_json) as progress:
+        task = progress.add_task("lessons", total=2 * len(lesson_names()), note="")
+        for name in lesson_names():
+            for kind, make in (("student", student_notebook), ("solution", solution_notebook)):
+                progress.update(task, note=f"{name}, {kind}")
+                timing = run_notebook(make(read_lesson(name)))
+                rows.append({"lesson": name, "notebook": kind, **dataclasses.asdict(timing)})
+                progress.advance(task)
+    if as_json:
+        print(json.dumps({"budgets": {"total": BUDGET, "slowest": CELL_BUDGET, "first": FIRST_BUDGET}, "rows": rows}))
+        return
+    screen = Table(title="Seconds, of a budget in brackets")
+    screen.add_column("notebook", no_wrap=True)
+    for column, budget in (("all", BUDGET), ("first result", FIRST_BUDGET), ("slowest cell", CELL_BUDGET)):
+        screen.add_column(f"{column} ({budget})", justify="right")
+    for row in rows:
+        slowest = f"{row['slowest']:.1f} ({row['slowest_id']})"
+        screen.add_row(f"{row['lesson']}, {row['notebook']}", f"{row['total']:.1f}", f"{row['first']:.1f}", slowest)
+    Console().print(screen)
+
+
 def problems(name: str) -> list[str]:
     """Where the files of a lesson are not what its source gives; outputs are not compared."""
     import nbformat
@@ -163,7 +191,7 @@ def problems(name: str) -> list[str]:
         stored = nbformat.read(path, as_version=4)
         if path.stat().st_size > MAX_BYTES:
             found.append(f"{path} has more than {MAX_BYTES} bytes")
-        if "widgets" in stored.metadata or "widget-view" in path.read_text():
+        if "widgets" in stored.metadata or WIDGET in path.read_text():
             found.append(f"{path} holds the state of a widget")
         if without_outputs(stored) != without_outputs(made):
             found.append(f"{path} is not what lessons/src/{name}.py gives")

@@ -4,6 +4,7 @@ Every function returns the figure and leaves showing it to the notebook. Legend:
 """
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import matplotlib as mpl
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
@@ -53,6 +54,12 @@ def draw_map(axes: Axes, values: Tensor, title: str, limit: float) -> Any:
     return picture
 
 
+def draw_boxes(axes: Axes, boxes: Tensor) -> None:
+    """Boxes (N, 4) xyxy, each in the colour that its object has everywhere."""
+    for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=COLORS(i % 10), linewidth=1.5)
+
+
 def show_masks(image: Tensor, instances: Mapping[str, Tensor], class_names: Sequence[str] = ()) -> Figure:
     """An image with instances over it: masks in colours of their own, boxes, class names and scores.
 
@@ -89,9 +96,9 @@ def draw_instances(
         color = torch.tensor(COLORS(i % 10)[:3], dtype=painted.dtype)[:, None]
         painted[:, mask] = 0.45 * painted[:, mask] + 0.55 * color
     draw_image(axes, painted)
-    for i, box in enumerate(instances.get("boxes", torch.zeros(0, 4)).tolist()):
-        x0, y0, x1, y1 = box
-        axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=COLORS(i % 10), linewidth=1.5)
+    boxes = instances.get("boxes", torch.zeros(0, 4))
+    draw_boxes(axes, boxes)
+    for i, (x0, y0, *_) in enumerate(boxes.tolist()):
         style = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.75}
         side = "bottom" if y0 > 0.05 * image.shape[1] else "top"  # a caption stays within the picture
         axes.text(x0, y0, _caption(instances, i, class_names), fontsize=fontsize, va=side, bbox=style)
@@ -118,9 +125,16 @@ def show_coordinate_maps(maps: Tensor) -> Figure:
 
 def show_filters(theta: Tensor, channels: Sequence[int] = (10, 8, 8, 1)) -> Figure:
     """One instance's parameters theta (P,) as its layers: a grid of weights (out, in) each, the biases beside it."""
+    width = 0.34 * sum(n + 1.6 for n in channels[:-1]) + 1
+    figure = Picture(figsize=(width, 3.2), facecolor="white", layout="constrained")
+    draw_filters(figure, theta, channels)
+    return figure
+
+
+def draw_filters(figure: FigureBase, theta: Tensor, channels: Sequence[int]) -> None:
+    """What `show_filters` shows, into a figure or a part of one."""
     weights, biases = split_parameters(theta.detach().cpu().reshape(1, -1), channels)
     ratios = [n for w in weights for n in (w.shape[2], 1.6)]
-    figure = Picture(figsize=(0.34 * sum(ratios) + 1, 3.2), facecolor="white", layout="constrained")
     axes = figure.subplots(1, len(ratios), width_ratios=ratios)
     limit = float(theta.detach().abs().max().clamp(min=1e-6))
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
@@ -131,7 +145,6 @@ def show_filters(theta: Tensor, channels: Sequence[int] = (10, 8, 8, 1)) -> Figu
         axes[2 * i].set_ylabel("outputs", fontsize=8)
     figure.suptitle(f"{theta.numel()} numbers", fontsize=10)
     figure.colorbar(picture, ax=list(axes), shrink=0.8)
-    return figure
 
 
 def show_feature_maps(features: Tensor, columns: int = 4) -> Figure:
@@ -144,6 +157,41 @@ def show_feature_maps(features: Tensor, columns: int = 4) -> Figure:
     for unused in axes[count:]:
         unused.set_axis_off()
     return figure
+
+
+def show_maps(maps: Mapping[str, Tensor], columns: int = 4, limit: float | None = None, width: float = 1.9) -> Figure:
+    """Maps (H, W) of one size in a grid, each under its title: {title: map}; width of one in inches.
+
+    limit: the value of the darkest red, for all; without one each map has its own range.
+    """
+    columns = min(columns, len(maps))
+    shape = next(iter(maps.values())).shape
+    figure, axes = new_figure(-(-len(maps) // columns), columns, width, width * shape[0] / shape[1] + 0.3)
+    for ax, (title, values) in zip(axes, maps.items(), strict=False):
+        own = float(values.detach().float().abs().max().clamp(min=1e-6))
+        picture = draw_map(ax, values, title, limit or own)
+    for unused in axes[len(maps) :]:
+        unused.set_axis_off()
+    if limit:
+        bar = figure.colorbar(picture, ax=axes, shrink=0.8)
+        if all(values.min() >= 0 for values in maps.values()):
+            bar.ax.set_ylim(0, limit)
+    return figure
+
+
+def show_curves(curves: Mapping[str, Tensor], x: str, y: str) -> Figure:
+    """Curves (N,) over 0 to N - 1, each with its name; x, y: what the axes tell."""
+    figure, (axes,) = new_figure(1, 1, 6, 3)
+    for (name, values), style in zip(curves.items(), itertools.cycle(("-", "--", "-.", ":")), strict=False):
+        axes.plot(values.detach().cpu(), style, linewidth=2, label=name)
+    axes.set(xlabel=x, ylabel=y)
+    axes.legend(fontsize=9)
+    return figure
+
+
+def spotlight(image: Tensor, mask: Tensor) -> Tensor:
+    """The image (3, H, W) in [0, 1], faded to white outside the mask (H, W)."""
+    return torch.where(mask.bool(), image, 0.75 + 0.25 * image)
 
 
 def show_levels(image: Tensor, points: Points) -> Figure:
