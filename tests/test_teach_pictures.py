@@ -57,8 +57,7 @@ def figures() -> dict[str, Figure]:
         "labels": pictures.show_label_maps(
             image, {"half": torch.arange(12).view(3, 4) % 4, "none": torch.zeros(3, 4)}, ["circle", "square", "star"]
         ),
-        "curves": pictures.show_curves({"mask": [0.9, 0.5, 0.4], "box": [0.8, 0.3]}, "step", "loss"),
-        "curves over x": pictures.show_curves({"time": [1.0, 1.5]}, "instances", "ms", x=[10, 100]),
+        "curves over x": pictures.show_curves({"time": torch.tensor([1.0, 1.5])}, "instances", "ms", at=[10, 100]),
         "bars": pictures.show_bars({"backbone": 3.5, "masks": 0.25}, "milliseconds"),
     }
 

@@ -179,11 +179,11 @@ def show_maps(maps: Mapping[str, Tensor], columns: int = 4, limit: float | None 
     return figure
 
 
-def show_curves(curves: Mapping[str, Tensor], x: str, y: str) -> Figure:
-    """Curves (N,) over 0 to N - 1, each with its name; x, y: what the axes tell."""
+def show_curves(curves: Mapping[str, Tensor], x: str, y: str, at: Sequence[float] | None = None) -> Figure:
+    """Curves (N,) over 0 to N - 1, or over the N numbers `at`; each with its name; x, y: what the axes tell."""
     figure, (axes,) = new_figure(1, 1, 6, 3)
     for (name, values), style in zip(curves.items(), itertools.cycle(("-", "--", "-.", ":")), strict=False):
-        axes.plot(values.detach().cpu(), style, linewidth=2, label=name)
+        axes.plot(at or range(len(values)), values.detach().cpu(), style, linewidth=2, label=name)
     axes.set(xlabel=x, ylabel=y)
     axes.legend(fontsize=9)
     return figure
@@ -277,21 +277,6 @@ def show_label_maps(image: Tensor, maps: Mapping[str, Tensor], class_names: Sequ
         ax.set_xticks([])
         ax.set_yticks([])
     add_legend(figure, class_names)
-    return figure
-
-
-def show_curves(
-    curves: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, x: Sequence[float] | None = None
-) -> Figure:
-    """Lines such as losses over the steps of a training: {name: values}; x: where the values are, 0, 1, 2, ... if None.
-
-    With x, each value is a dot as well. The vertical axis begins at 0.
-    """
-    figure, (axes,) = new_figure(1, 1, 7, 3.2)
-    for k, (name, values) in enumerate(curves.items()):
-        axes.plot(x or range(len(values)), values, "o-" if x else "-", color=COLORS(k % 10), label=name)
-    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
-    figure.legend(loc="outside right upper", fontsize=9)
     return figure
 
 

@@ -432,7 +432,8 @@ def learn_by_heart(steps=100):
 
 
 fresh, history = learn_by_heart()
-pic.show_curves({k: [float(losses[k]) for losses in history] for k in history[0]}, "step", "loss")
+curves = {k: torch.stack([losses[k] for losses in history]) for k in history[0]}
+pic.show_curves(curves, "step", "loss")
 
 # %% [markdown]
 # The mask loss falls with the others although nothing tells it what a mask is but the dice. Centre-ness stays high:
@@ -640,10 +641,10 @@ for group, what in zip(groups, ("whole pass", "masks alone"), strict=True):
     for case in cases:
         ms = [v.median_ms for v in group.variants if v.name.startswith(case.name)]
         more = (ms[-1] - ms[0]) / (counts[-1] - counts[0])
-        curves[f"{case.name}, {what}"] = ms
+        curves[f"{case.name}, {what}"] = torch.tensor(ms)
         print(f"{case.name:10} {what:11} {ms[0]:6.1f} ms with {counts[0]},", end=" ")
         print(f"{ms[-1]:6.1f} ms with {counts[-1]}: {more:.2f} ms for each further instance")
-pic.show_curves(curves, "instances", "milliseconds", x=counts)
+pic.show_curves(curves, "instances", "milliseconds", at=counts)
 
 # %% [markdown]
 # CondInst's line is not quite flat: each instance still has a mask to draw. "Does not depend on the number" is short
