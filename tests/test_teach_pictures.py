@@ -56,6 +56,13 @@ def figures() -> dict[str, Figure]:
         "targets": pictures.show_targets(image, points, assignment),
         "targets with boxes": pictures.show_targets(image, points, assignment, boxes=target["boxes"]),
         "curve": pictures.show_precision_recall(*curve),
+        "chosen": pictures.show_chosen(image, points, {"a": (torch.tensor([5, 90]), torch.tensor([0, 3]))}),
+        "chosen, legend": pictures.show_chosen(image, points, {"none": (torch.zeros(0).long(),) * 2}, ["circle"]),
+        "labels": pictures.show_label_maps(
+            image, {"half": torch.arange(12).view(3, 4) % 4, "none": torch.zeros(3, 4)}, ["circle", "square", "star"]
+        ),
+        "curves over x": pictures.show_curves({"time": torch.tensor([1.0, 1.5])}, "instances", "ms", at=[10, 100]),
+        "bars": pictures.show_bars({"backbone": 3.5, "masks": 0.25}, "milliseconds"),
     }
 
 
@@ -87,7 +94,9 @@ def test_outlines_lie_around_their_masks() -> None:
     truth, mask = torch.zeros(2, *SIZE, dtype=torch.bool)
     truth[20:50, 30:70], mask[40:80, 90:120] = True, True
     figure = pictures.show_outlines(torch.ones(3, *SIZE), truth, {"moved": mask, "empty": mask & truth})
-    moved, empty = ([c.get_paths()[0].get_extents().extents.tolist() for c in ax.collections] for ax in figure.axes)
+    moved, empty = (
+        [[*map(float, c.get_paths()[0].get_extents().extents)] for c in ax.collections] for ax in figure.axes
+    )
     assert moved == [[29.5, 19.5, 69.5, 49.5], [89.5, 39.5, 119.5, 79.5]]  # pixel (x, y) is drawn around (x, y)
     assert empty == moved[:1]
 

@@ -11,7 +11,9 @@ from typing import Any
 import matplotlib as mpl
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 
@@ -200,11 +202,11 @@ def show_maps(maps: Mapping[str, Tensor], columns: int = 4, limit: float | None 
     return figure
 
 
-def show_curves(curves: Mapping[str, Tensor], x: str, y: str) -> Figure:
-    """Curves (N,) over 0 to N - 1, each with its name; x, y: what the axes tell."""
+def show_curves(curves: Mapping[str, Tensor], x: str, y: str, at: Sequence[float] | None = None) -> Figure:
+    """Curves (N,) over 0 to N - 1, or over the N numbers `at`; each with its name; x, y: what the axes tell."""
     figure, (axes,) = new_figure(1, 1, 6, 3)
     for (name, values), style in zip(curves.items(), itertools.cycle(("-", "--", "-.", ":")), strict=False):
-        axes.plot(values.detach().cpu(), style, linewidth=2, label=name)
+        axes.plot(at or range(len(values)), values.detach().cpu(), style, linewidth=2, label=name)
     axes.set(xlabel=x, ylabel=y)
     axes.legend(fontsize=9)
     return figure
@@ -259,4 +261,57 @@ def show_precision_recall(precision: Tensor, recall: Tensor) -> Figure:
     axes.step(torch.cat([start[0], recall]), torch.cat([start[1], best]), where="pre", label="interpolated")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.05))
     axes.legend(loc="lower left", fontsize=9)
+    return figure
+
+
+def show_chosen(
+    image: Tensor, points: Points, panels: Mapping[str, tuple[Tensor, Tensor]], names: Sequence[str] = ()
+) -> Figure:
+    """Locations on a faded image (3, H, W), a panel for each entry {title: (indices, owners)}.
+
+    indices (S,): of the locations; owners (S,): a number that gives each its colour, such as the index of the object
+    that it answers for; names: of the owners 0, 1, ..., for a legend. A marker grows with its location's stride.
+    """
+    figure, axes = new_figure(1, len(panels), 3.4, 3.4 * image.shape[1] / image.shape[2] + (0.7 if names else 0.4))
+    for ax, (title, (indices, owners)) in zip(axes, panels.items(), strict=True):
+        x, y = points.xy[indices].cpu().T
+        sizes = (14 + 3 * points.stride[indices]).tolist()
+        draw_image(ax, 0.5 + 0.5 * image)
+        ax.scatter(x, y, s=sizes, c=[COLORS(k % 10) for k in owners.tolist()], edgecolors="black", linewidths=0.7)
+        ax.set_title(f"{title}: {len(x)}", fontsize=9)
+    if names:
+        add_legend(figure, names)
+    return figure
+
+
+def add_legend(figure: Figure, names: Sequence[str]) -> None:
+    """The colours of 0, 1, ... and their names, below a figure."""
+    patches = [Patch(color=COLORS(k % 10), label=name) for k, name in enumerate(names)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False)
+
+
+def show_label_maps(image: Tensor, maps: Mapping[str, Tensor], class_names: Sequence[str]) -> Figure:
+    """An image (3, H, W) and maps of labels (h, w) beside it, {title: map}: 0 is white, label k has its own colour."""
+    figure, axes = new_figure(1, len(maps) + 1, 2.9, 2.9 * image.shape[1] / image.shape[2] + 0.6)
+    draw_image(axes[0], image)
+    axes[0].set_title("image", fontsize=9)
+    used: list[Any] = ["white", *(COLORS(k % 10) for k in range(len(class_names)))]
+    colors = ListedColormap(used)
+    for ax, (title, labels) in zip(axes[1:], maps.items(), strict=True):
+        ax.imshow(labels.cpu().numpy(), cmap=colors, vmin=-0.5, vmax=len(class_names) + 0.5)
+        ax.set_title(title, fontsize=9)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    add_legend(figure, class_names)
+    return figure
+
+
+def show_bars(bars: Mapping[str, float], unit: str, digits: int = 1) -> Figure:
+    """A horizontal bar for each entry {name: value}, the first at the top, its value written beside it."""
+    figure, (axes,) = new_figure(1, 1, 6.2, 0.32 * len(bars) + 0.7)
+    drawn = axes.barh(list(bars), list(bars.values()), color=COLORS(0))
+    axes.bar_label(drawn, labels=[f"{value:.{digits}f}" for value in bars.values()], padding=3, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    axes.margins(x=0.12)
     return figure
