@@ -487,10 +487,12 @@ def sentence(groups: list[Group]) -> str:
         assignment = groups[0]["assignment"]
         return f"Assigning targets takes {assignment.facts['share']:.1%} of a training step's time."
     if groups[0].name == "full size":
-        most = groups[0].variants[-2:]
-        growth = [f"{variant.name} takes {variant.facts['ratio_to_fewest']:.2f} times as long" for variant in most]
-        fewest = groups[0].variants[0].facts["instances"]
-        return f"Compared with {fewest} instances, " + ", ".join(growth) + "."
+        condinst, mask_rcnn = groups[0].variants[-2:]
+        fewest, most = (variant.facts["instances"] for variant in (groups[0].variants[0], condinst))
+        return (
+            f"With {most:g} instances instead of {fewest:g}, CondInst takes {condinst.facts['ratio_to_fewest']:.2f} "
+            f"times as long, Mask R-CNN {mask_rcnn.facts['ratio_to_fewest']:.2f} times."
+        )
     heads, trained, drawn, large = groups
     compiled = heads["compiled"]
     and_compiled = f" ({compiled.speedup:.0f}x compiled)" if compiled.speedup else ""

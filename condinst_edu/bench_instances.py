@@ -7,7 +7,8 @@ binary masks of its size, and all that is done for masks alone, from the pyramid
     CondInst     bottom branch (once per image); controller, mask head and drawing for each instance
     Mask R-CNN   RoIAlign, mask head and pasting for each instance
 
-A score threshold of 0 and a limit on the detections give the number of instances that is wanted.
+A score threshold of 0 and a limit on the detections give the number of instances that is wanted. The threshold leaves
+NMS more boxes than a trained model does, at every count the same; masks of random weights are large and of any shape.
 """
 
 from collections.abc import Callable, Sequence

@@ -44,9 +44,9 @@ class MaskRCNN(detection.MaskRCNN):
 
     num_classes: K, without the background; backbone, backbone_options, levels, channels: as of FCOS; anchor_sizes: in
     strides of a level, each as a square and as boxes of 1:2 and 2:1; proposals: per image after the RPN's NMS; samples:
-    of them that train the box head, a quarter of them with an object, which train the mask head; box_units: of the box
-    head's two layers; mask_channels, mask_convs: of the mask head; score_threshold, nms_threshold, detections: as of
-    FCOS.
+    how many of them train the box head, at most a quarter with an object, and these the mask head; box_units: of the
+    box head's two layers; mask_channels, mask_convs: of the mask head; score_threshold, nms_threshold, detections: of
+    the results.
 
     forward(images, targets) in training -> {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness",
     "loss_rpn_box_reg"}; forward(images, output_sizes=None) in evaluation -> [{"boxes", "labels", "scores", "masks"

@@ -194,7 +194,7 @@ def test_instances_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         assert variants["CondInst, 5"]["ratio_to_condinst"] == 1
     bench.run_bench(Bench("instances", runs=1, counts=(1, 2), size=(64, 96)))
     out = " ".join(capsys.readouterr().out.split())
-    assert "Mask R-CNN, 2 takes" in out
+    assert "With 2 instances instead of 1, CondInst takes" in out
     assert "goal" not in out  # columns without a number are left out
 
 

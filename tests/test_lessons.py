@@ -31,7 +31,9 @@ HEADER = """# ---
 """
 BODY = """# %% tags=["first-result", "demo"]
 print("a result")
-check = print  # the kernel does not know the exercise of this trial
+class check:  # the kernel does not know the exercise of this trial
+    passed = True
+    def __init__(self, name, answer): pass
 
 # %% [markdown]
 # ## The idea (`condinst:eq-2`)

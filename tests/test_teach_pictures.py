@@ -43,11 +43,26 @@ def figures() -> dict[str, Figure]:
         "coordinates": pictures.show_coordinate_maps(
             relative_coordinates((12, 16), 8, centers, torch.tensor([64.0, 128.0]))
         ),
+        "outlines": pictures.show_outlines(
+            image, target["masks"][0], {"same": target["masks"][0], "other": target["masks"][1]}
+        ),
         "filters": pictures.show_filters(torch.randn(169, generator=generator)),
         "features": pictures.show_feature_maps(torch.randn(8, 12, 16, generator=generator)),
+        "maps": pictures.show_maps(
+            {"a": torch.randn(12, 16, generator=generator), "b": torch.eye(12, 16) > 0}, limit=2
+        ),
+        "curves": pictures.show_curves({"a": torch.rand(9, generator=generator), "b": torch.arange(9)}, "step", "IoU"),
         "levels": pictures.show_levels(image, points),
         "targets": pictures.show_targets(image, points, assignment),
+        "targets with boxes": pictures.show_targets(image, points, assignment, boxes=target["boxes"]),
         "curve": pictures.show_precision_recall(*curve),
+        "chosen": pictures.show_chosen(image, points, {"a": (torch.tensor([5, 90]), torch.tensor([0, 3]))}),
+        "chosen, legend": pictures.show_chosen(image, points, {"none": (torch.zeros(0).long(),) * 2}, ["circle"]),
+        "labels": pictures.show_label_maps(
+            image, {"half": torch.arange(12).view(3, 4) % 4, "none": torch.zeros(3, 4)}, ["circle", "square", "star"]
+        ),
+        "curves over x": pictures.show_curves({"time": torch.tensor([1.0, 1.5])}, "instances", "ms", at=[10, 100]),
+        "bars": pictures.show_bars({"backbone": 3.5, "masks": 0.25}, "milliseconds"),
     }
 
 
@@ -63,9 +78,33 @@ def test_picture_is_opaque_and_not_blank(name: str) -> None:
     assert len(np.unique(shot.reshape(-1, 4), axis=0)) > 20
 
 
+def test_targets_draw_every_box_on_every_level() -> None:
+    plain, boxed = (FIGURES[name].axes for name in ("targets", "targets with boxes"))
+    assert len(plain) == len(boxed) == 3
+    assert all(not ax.lines for ax in plain)
+    assert all(len(ax.lines) == 4 for ax in boxed)
+
+
 def test_masks_without_instances() -> None:
     image = torch.rand(3, *SIZE, generator=seeded(0))
     assert pixels(pictures.show_masks(image, {})).std() > 0
+
+
+def test_outlines_lie_around_their_masks() -> None:
+    truth, mask = torch.zeros(2, *SIZE, dtype=torch.bool)
+    truth[20:50, 30:70], mask[40:80, 90:120] = True, True
+    figure = pictures.show_outlines(torch.ones(3, *SIZE), truth, {"moved": mask, "empty": mask & truth})
+    moved, empty = (
+        [[*map(float, c.get_paths()[0].get_extents().extents)] for c in ax.collections] for ax in figure.axes
+    )
+    assert moved == [[29.5, 19.5, 69.5, 49.5], [89.5, 39.5, 119.5, 79.5]]  # pixel (x, y) is drawn around (x, y)
+    assert empty == moved[:1]
+
+
+def test_coordinate_maps_have_their_rows_names() -> None:
+    maps = relative_coordinates((6, 8), 8, torch.tensor([[20.0, 30.0], [9.0, 2.0]]), torch.tensor([64.0, 128.0]))
+    titles = [ax.get_title() for ax in pictures.show_coordinate_maps(maps, ["fine", "coarse"]).axes]
+    assert titles[:4] == ["fine: x", "fine: y", "coarse: x", "coarse: y"]
 
 
 def test_xray_tells_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,3 +130,22 @@ def test_xray_of_fcos_has_no_masks() -> None:
     symbols = [row.symbol for row in xray(tiny_fcos(), torch.rand(3, *SIZE, generator=seeded(0)))]
     assert "logits" in symbols
     assert "theta" not in symbols
+
+
+def test_maps_have_one_range_or_each_its_own() -> None:
+    maps = {"small": torch.tensor([[0.0, 1.0, -2.0]]), "large": torch.tensor([[0.0, 8.0, 4.0]])}
+    tops = {k: [ax.images[0].get_clim()[1] for ax in pictures.show_maps(maps, limit=k).axes[:2]] for k in (None, 5.0)}
+    assert tops == {None: [2, 8], 5.0: [5, 5]}
+    assert len(pictures.show_maps({str(i): maps["small"] for i in range(5)}, columns=3).axes) == 6
+    bars = [pictures.show_maps({"only": maps[name]}, limit=8).axes[1].get_ylim() for name in ("small", "large")]
+    assert bars == [(-8, 8), (0, 8)]  # where nothing is negative, the bar begins at 0
+
+
+def test_spotlight_keeps_what_the_mask_covers_and_fades_the_rest() -> None:
+    image = 0.8 * torch.rand(3, 4, 6, generator=seeded(2))
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[1:3, 2:5] = True
+    shown = pictures.spotlight(image, mask)
+    assert torch.equal(shown[:, mask], image[:, mask])
+    assert (shown[:, ~mask] > image[:, ~mask]).all()
+    assert shown.max() <= 1

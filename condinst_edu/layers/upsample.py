@@ -1,7 +1,9 @@
-"""Upsampling that keeps cells on their pixels, and the way from mask logits to binary masks at any size.
+"""Upsampling as the official code aligns it, and the way from mask logits to binary masks at any size.
 
 Cell i of a map with stride s sits on pixel s*i + s//2 (`condinst_edu.coordinates`). Upsampling by f gives a map of
-stride s/f whose cell k reads the input at (k - f//2) / f, as the official code and DR1Mask have it.
+stride s/f whose cell k reads the input at (k - f//2) / f, as the official code and DR1Mask have it. That is exact where
+the result's cells are pixels (f = s). Where they are coarser, and f is even, everything lands floor(s / (2 f)) pixels
+too far right and down, 2 for 8 to 4; training happens on the same grid and absorbs it (lesson 3 measures it).
 CondInst 2.1 and 3.4 (`condinst:upsampling`), DR1Mask 3.2.1 (`dr1mask:aligned-upsampling`).
 
 Legend: N masks, H, W map, f factor.

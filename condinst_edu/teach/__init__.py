@@ -1,9 +1,18 @@
-"""What the lessons teach with: comparisons, exercises that explain what is wrong, deviations, pictures, an X-ray."""
+"""What the lessons teach with: comparisons, exercises that explain errors, deviations, pictures, an X-ray, widgets."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from condinst_edu.teach.checker import CheckResult, check
 from condinst_edu.teach.compare import same_as, should_fail
 from condinst_edu.teach.deviations import DEVIATIONS, Deviation, deviate
 from condinst_edu.teach.exercises import EXERCISES, Exercise
+from condinst_edu.teach.interactive import Segment, Targets, look, redraw, segment_at, targets_of
+from condinst_edu.teach.stored import strip_widgets
+
+if TYPE_CHECKING:
+    from condinst_edu.teach.segment_pictures import show_segment
+    from condinst_edu.teach.widgets import click_to_segment, explore_targets
 
 __all__ = [
     "DEVIATIONS",
@@ -11,8 +20,26 @@ __all__ = [
     "CheckResult",
     "Deviation",
     "Exercise",
+    "Segment",
+    "Targets",
     "check",
+    "click_to_segment",
     "deviate",
+    "explore_targets",
+    "look",
+    "redraw",
     "same_as",
+    "segment_at",
     "should_fail",
+    "show_segment",
+    "strip_widgets",
+    "targets_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What draws or needs a browser is imported on first use: matplotlib and the widgets cost half a second."""
+    modules = {"show_segment": "segment_pictures", "click_to_segment": "widgets", "explore_targets": "widgets"}
+    if name in modules:
+        return getattr(import_module(f"{__name__}.{modules[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

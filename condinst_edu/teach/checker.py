@@ -87,7 +87,8 @@ def run(exercise: Exercise, function: Callable[..., Any], args: tuple[Any, ...])
         inputs.append(x.clone().requires_grad_())
         return inputs[-1] * 1  # not a leaf: a change in place is found below instead of failing inside torch
 
-    copies = map_tensors(copy, args)
+    kinds = [torch.clone if i in exercise.constants else copy for i in range(len(args))]
+    copies = tuple(map_tensors(kind, arg) for kind, arg in zip(kinds, args, strict=True))
     result = function(*copies)
     changed = difference(copies, args) is not None
     try:

@@ -6,6 +6,8 @@ from them. A new one is a function in `condinst_edu.teach.variants` and an entry
 
 import difflib
 import importlib
+import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -138,7 +140,7 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         ),
     },
     "condinst_edu.mask_head.split_parameters": {
-        l2.split_biases_first: "biases before weights: an official checkpoint then draws noise",
+        l2.split_biases_first: "biases before weights: filters learned in the official order draw nothing of use",
         l2.split_by_columns: "weights read (in, out) instead of (out, in): every filter gets the numbers of others",
         l2.split_features_first: "features before coordinates in layer 1: x and y come first",
         l2.split_layer_by_layer: "each layer's biases behind its weights: all weights come first, then all biases",
@@ -192,7 +194,7 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
     },
     "condinst_edu.layers.upsample.aligned_upsample": {
         l3.upsample_half_pixel: (
-            "half-pixel centres, PyTorch's default: right for photographs, but our cells sit on pixels s*i + s//2"
+            "half-pixel centres, PyTorch's default: half a cell of the result away from where the official code puts it"
         ),
         l3.upsample_from_corner: "output k reads k / factor: without the shift of factor // 2, masks move up and left",
         l3.upsample_align_corners: (
@@ -250,16 +252,19 @@ def deviate(name: str) -> Iterator[Deviation]:
         near = difflib.get_close_matches(name, DEVIATIONS, n=1)
         raise ValueError(f"there is no deviation {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     deviation = DEVIATIONS[name]
-    module, _, symbol = deviation.of.rpartition(".")
-    right = getattr(importlib.import_module(module), symbol)
+    path, _, symbol = deviation.of.rpartition(".")
+    home = importlib.import_module(path)
+    right = getattr(home, symbol)
     users = [
         module
         for name, module in list(sys.modules.items())
-        if name.startswith("condinst_edu.") and not name.startswith("condinst_edu.teach.")
+        if name.startswith("condinst_edu.") and not name.startswith(("condinst_edu.teach.", "condinst_edu.bench"))
         if getattr(module, symbol, None) is right
     ]
-    if not users:
-        raise ValueError(f"{name} is a variant of what an exercise asks for, and the library itself does not use that")
+    if not any(user is not home for user in users) and not re.search(
+        rf"(?<!def )\b{symbol}\(", inspect.getsource(home)
+    ):
+        raise ValueError(f"{name} is a variant of {symbol}, which the models do not call: it would change nothing")
     for user in users:
         setattr(user, symbol, deviation.function)
     try:

@@ -34,6 +34,7 @@ from condinst_edu.teach.notebooks import (
     student_notebook,
     tags,
 )
+from condinst_edu.teach.stored import WIDGET, strip_widgets
 
 BUDGET, CELL_BUDGET, FIRST_BUDGET = 90, 20, 15  # seconds on two cores: a lesson, one cell of it, its first result
 START, END = "<!-- lessons: made by make lessons -->", "<!-- end -->"
@@ -72,19 +73,17 @@ def run_notebook(notebook: Notebook, folder: Path = LESSONS) -> Timing:
             seconds[cell.id] = time.monotonic() - start
             if "first-result" in tags(cell):
                 first = time.monotonic() - begin
-    notebook["cells"] = [clean_cell(cell) for cell in node.cells]
+    notebook["cells"] = [clean_cell(cell) for cell in strip_widgets(node).cells]
     slowest = max(seconds, key=seconds.__getitem__)
     return Timing(time.monotonic() - begin, seconds[slowest], slowest, first)
 
 
 def clean_cell(cell: Cell) -> Cell:
-    """Without what changes from run to run or belongs to a running kernel: times, the state of widgets."""
+    """Without what changes from run to run: times; without words for what is a picture."""
     cell["metadata"].pop("execution", None)
     for output in cell.get("outputs", []):
-        data = output.get("data", {})
-        data.pop("application/vnd.jupyter.widget-view+json", None)
-        if "image/png" in data:
-            data["text/plain"] = ""  # <Figure ...> says nothing
+        if "image/png" in output.get("data", {}):
+            output["data"]["text/plain"] = ""  # <Figure ...> says nothing
     return dict(cell)
 
 
@@ -192,7 +191,7 @@ def problems(name: str) -> list[str]:
         stored = nbformat.read(path, as_version=4)
         if path.stat().st_size > MAX_BYTES:
             found.append(f"{path} has more than {MAX_BYTES} bytes")
-        if "widgets" in stored.metadata or "widget-view" in path.read_text():
+        if "widgets" in stored.metadata or WIDGET in path.read_text():
             found.append(f"{path} holds the state of a widget")
         if without_outputs(stored) != without_outputs(made):
             found.append(f"{path} is not what lessons/src/{name}.py gives")

@@ -4,13 +4,16 @@ Every function returns the figure and leaves showing it to the notebook. Legend:
 """
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 
@@ -51,6 +54,12 @@ def draw_map(axes: Axes, values: Tensor, title: str, limit: float) -> Any:
     return picture
 
 
+def draw_boxes(axes: Axes, boxes: Tensor) -> None:
+    """Boxes (N, 4) xyxy, each in the colour that its object has everywhere."""
+    for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=COLORS(i % 10), linewidth=1.5)
+
+
 def show_masks(image: Tensor, instances: Mapping[str, Tensor], class_names: Sequence[str] = ()) -> Figure:
     """An image with instances over it: masks in colours of their own, boxes, class names and scores.
 
@@ -87,9 +96,9 @@ def draw_instances(
         color = torch.tensor(COLORS(i % 10)[:3], dtype=painted.dtype)[:, None]
         painted[:, mask] = 0.45 * painted[:, mask] + 0.55 * color
     draw_image(axes, painted)
-    for i, box in enumerate(instances.get("boxes", torch.zeros(0, 4)).tolist()):
-        x0, y0, x1, y1 = box
-        axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=COLORS(i % 10), linewidth=1.5)
+    boxes = instances.get("boxes", torch.zeros(0, 4))
+    draw_boxes(axes, boxes)
+    for i, (x0, y0, *_) in enumerate(boxes.tolist()):
         style = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.75}
         side = "bottom" if y0 > 0.05 * image.shape[1] else "top"  # a caption stays within the picture
         axes.text(x0, y0, _caption(instances, i, class_names), fontsize=fontsize, va=side, bbox=style)
@@ -101,24 +110,54 @@ def _caption(instances: Mapping[str, Tensor], i: int, class_names: Sequence[str]
     return f"{name} {float(instances['scores'][i]):.2f}" if "scores" in instances else name
 
 
-def show_coordinate_maps(maps: Tensor) -> Figure:
-    """Coordinate maps (N, 2, H, W), or (2, H, W): a row for each instance, x and y, with the origin's lines."""
+def show_coordinate_maps(maps: Tensor, names: Sequence[str] = ()) -> Figure:
+    """Coordinate maps (N, 2, H, W), or (2, H, W): a row for each instance, x and y, with the origin's lines.
+
+    names: of the rows, by default "instance 0" and so on. All maps share one range of colours.
+    """
     maps = maps.detach().cpu().reshape(-1, 2, *maps.shape[-2:])
+    names = names or [f"instance {i}" for i in range(len(maps))]
     figure, axes = new_figure(len(maps), 2, 3, 3 * maps.shape[2] / maps.shape[3] + 0.3)
     limit = float(maps.abs().max().clamp(min=1e-6))
     for k, values in enumerate(maps.flatten(0, 1)):
-        picture = draw_map(axes[k], values, f"instance {k // 2}: {'xy'[k % 2]}", limit)
+        picture = draw_map(axes[k], values, f"{names[k // 2]}: {'xy'[k % 2]}", limit)
         if values.min() < 0 < values.max():
             axes[k].contour(values.numpy(), levels=[0], colors="black", linewidths=1)
     figure.colorbar(picture, ax=axes, shrink=0.8)
     return figure
 
 
+def show_outlines(image: Tensor, truth: Tensor, masks: Mapping[str, Tensor], columns: int = 4) -> Figure:
+    """The outlines of masks on an image, a panel under its title for each, beside the dashed outline of the true one.
+
+    image (3, H, W) in [0, 1]; truth (H, W) bool; masks: {title: (H, W) bool}.
+    """
+    columns = min(columns, len(masks))
+    figure, axes = new_figure(-(-len(masks) // columns), columns, 3, 3 * image.shape[1] / image.shape[2] + 0.4)
+    for ax, (title, mask) in zip(axes, masks.items(), strict=False):
+        draw_image(ax, image)
+        for outline, color, style in ((truth, "black", "dashed"), (mask, COLORS(1), "solid")):
+            if outline.any() and not outline.all():
+                values = outline.detach().cpu().float().numpy()
+                ax.contour(values, levels=[0.5], colors=[color], linestyles=style, linewidths=1.8)
+        ax.set_title(title, fontsize=9)
+    for unused in axes[len(masks) :]:
+        unused.set_axis_off()
+    return figure
+
+
 def show_filters(theta: Tensor, channels: Sequence[int] = (10, 8, 8, 1)) -> Figure:
     """One instance's parameters theta (P,) as its layers: a grid of weights (out, in) each, the biases beside it."""
+    width = 0.34 * sum(n + 1.6 for n in channels[:-1]) + 1
+    figure = Picture(figsize=(width, 3.2), facecolor="white", layout="constrained")
+    draw_filters(figure, theta, channels)
+    return figure
+
+
+def draw_filters(figure: FigureBase, theta: Tensor, channels: Sequence[int]) -> None:
+    """What `show_filters` shows, into a figure or a part of one."""
     weights, biases = split_parameters(theta.detach().cpu().reshape(1, -1), channels)
     ratios = [n for w in weights for n in (w.shape[2], 1.6)]
-    figure = Picture(figsize=(0.34 * sum(ratios) + 1, 3.2), facecolor="white", layout="constrained")
     axes = figure.subplots(1, len(ratios), width_ratios=ratios)
     limit = float(theta.detach().abs().max().clamp(min=1e-6))
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
@@ -129,7 +168,6 @@ def show_filters(theta: Tensor, channels: Sequence[int] = (10, 8, 8, 1)) -> Figu
         axes[2 * i].set_ylabel("outputs", fontsize=8)
     figure.suptitle(f"{theta.numel()} numbers", fontsize=10)
     figure.colorbar(picture, ax=list(axes), shrink=0.8)
-    return figure
 
 
 def show_feature_maps(features: Tensor, columns: int = 4) -> Figure:
@@ -142,6 +180,41 @@ def show_feature_maps(features: Tensor, columns: int = 4) -> Figure:
     for unused in axes[count:]:
         unused.set_axis_off()
     return figure
+
+
+def show_maps(maps: Mapping[str, Tensor], columns: int = 4, limit: float | None = None, width: float = 1.9) -> Figure:
+    """Maps (H, W) of one size in a grid, each under its title: {title: map}; width of one in inches.
+
+    limit: the value of the darkest red, for all; without one each map has its own range.
+    """
+    columns = min(columns, len(maps))
+    shape = next(iter(maps.values())).shape
+    figure, axes = new_figure(-(-len(maps) // columns), columns, width, width * shape[0] / shape[1] + 0.3)
+    for ax, (title, values) in zip(axes, maps.items(), strict=False):
+        own = float(values.detach().float().abs().max().clamp(min=1e-6))
+        picture = draw_map(ax, values, title, limit or own)
+    for unused in axes[len(maps) :]:
+        unused.set_axis_off()
+    if limit:
+        bar = figure.colorbar(picture, ax=axes, shrink=0.8)
+        if all(values.min() >= 0 for values in maps.values()):
+            bar.ax.set_ylim(0, limit)
+    return figure
+
+
+def show_curves(curves: Mapping[str, Tensor], x: str, y: str, at: Sequence[float] | None = None) -> Figure:
+    """Curves (N,) over 0 to N - 1, or over the N numbers `at`; each with its name; x, y: what the axes tell."""
+    figure, (axes,) = new_figure(1, 1, 6, 3)
+    for (name, values), style in zip(curves.items(), itertools.cycle(("-", "--", "-.", ":")), strict=False):
+        axes.plot(at or range(len(values)), values.detach().cpu(), style, linewidth=2, label=name)
+    axes.set(xlabel=x, ylabel=y)
+    axes.legend(fontsize=9)
+    return figure
+
+
+def spotlight(image: Tensor, mask: Tensor) -> Tensor:
+    """The image (3, H, W) in [0, 1], faded to white outside the mask (H, W)."""
+    return torch.where(mask.bool(), image, 0.75 + 0.25 * image)
 
 
 def show_levels(image: Tensor, points: Points) -> Figure:
@@ -157,22 +230,25 @@ def show_levels(image: Tensor, points: Points) -> Figure:
     return figure
 
 
-def show_targets(image: Tensor, points: Points, assignment: Any, index: int = 0) -> Figure:
+def show_targets(image: Tensor, points: Points, assignment: Any, index: int = 0, boxes: Tensor | None = None) -> Figure:
     """Which locations of image `index` of a batch answer for which object, a panel for each level.
 
     assignment: as `assign_targets` returns it; an object has the colour of its masks in `show_masks`, grey is nobody's.
+    boxes (M, 4) xyxy: the objects', drawn on every panel.
     """
     positive, matched = assignment.labels[index].cpu() > 0, assignment.matched[index].cpu()
-    figure = show_levels(image, points)
+    figure = show_levels(0.5 + image / 2, points)  # pale, so that the dots stand out
     for ax, level in zip(figure.axes, points.level.unique().tolist(), strict=True):
         of_level = (points.level == level).cpu()
-        x, y = points.xy[of_level].cpu().T
-        owners = zip(positive[of_level].tolist(), matched[of_level].tolist(), strict=True)
         ax.collections[0].remove()
-        ax.scatter(
-            x, y, s=22, c=[COLORS(m % 10) if p else "0.6" for p, m in owners], edgecolors="white", linewidths=0.4
-        )
-        ax.set_title(f"{ax.get_title()}, {int((positive & of_level).sum())} positive", fontsize=9)
+        if boxes is not None:
+            draw_boxes(ax, boxes)
+        x, y = points.xy[of_level & ~positive].cpu().T
+        ax.scatter(x, y, s=8, color="0.55", linewidths=0)
+        x, y = points.xy[of_level & positive].cpu().T
+        owners = matched[of_level & positive].tolist()
+        ax.scatter(x, y, s=34, c=[COLORS(m % 10) for m in owners], edgecolors="black", linewidths=0.6, zorder=3)
+        ax.set_title(f"{ax.get_title()}, {len(owners)} positive", fontsize=9)
     return figure
 
 
@@ -185,4 +261,57 @@ def show_precision_recall(precision: Tensor, recall: Tensor) -> Figure:
     axes.step(torch.cat([start[0], recall]), torch.cat([start[1], best]), where="pre", label="interpolated")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.05))
     axes.legend(loc="lower left", fontsize=9)
+    return figure
+
+
+def show_chosen(
+    image: Tensor, points: Points, panels: Mapping[str, tuple[Tensor, Tensor]], names: Sequence[str] = ()
+) -> Figure:
+    """Locations on a faded image (3, H, W), a panel for each entry {title: (indices, owners)}.
+
+    indices (S,): of the locations; owners (S,): a number that gives each its colour, such as the index of the object
+    that it answers for; names: of the owners 0, 1, ..., for a legend. A marker grows with its location's stride.
+    """
+    figure, axes = new_figure(1, len(panels), 3.4, 3.4 * image.shape[1] / image.shape[2] + (0.7 if names else 0.4))
+    for ax, (title, (indices, owners)) in zip(axes, panels.items(), strict=True):
+        x, y = points.xy[indices].cpu().T
+        sizes = (14 + 3 * points.stride[indices]).tolist()
+        draw_image(ax, 0.5 + 0.5 * image)
+        ax.scatter(x, y, s=sizes, c=[COLORS(k % 10) for k in owners.tolist()], edgecolors="black", linewidths=0.7)
+        ax.set_title(f"{title}: {len(x)}", fontsize=9)
+    if names:
+        add_legend(figure, names)
+    return figure
+
+
+def add_legend(figure: Figure, names: Sequence[str]) -> None:
+    """The colours of 0, 1, ... and their names, below a figure."""
+    patches = [Patch(color=COLORS(k % 10), label=name) for k, name in enumerate(names)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False)
+
+
+def show_label_maps(image: Tensor, maps: Mapping[str, Tensor], class_names: Sequence[str]) -> Figure:
+    """An image (3, H, W) and maps of labels (h, w) beside it, {title: map}: 0 is white, label k has its own colour."""
+    figure, axes = new_figure(1, len(maps) + 1, 2.9, 2.9 * image.shape[1] / image.shape[2] + 0.6)
+    draw_image(axes[0], image)
+    axes[0].set_title("image", fontsize=9)
+    used: list[Any] = ["white", *(COLORS(k % 10) for k in range(len(class_names)))]
+    colors = ListedColormap(used)
+    for ax, (title, labels) in zip(axes[1:], maps.items(), strict=True):
+        ax.imshow(labels.cpu().numpy(), cmap=colors, vmin=-0.5, vmax=len(class_names) + 0.5)
+        ax.set_title(title, fontsize=9)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    add_legend(figure, class_names)
+    return figure
+
+
+def show_bars(bars: Mapping[str, float], unit: str, digits: int = 1) -> Figure:
+    """A horizontal bar for each entry {name: value}, the first at the top, its value written beside it."""
+    figure, (axes,) = new_figure(1, 1, 6.2, 0.32 * len(bars) + 0.7)
+    drawn = axes.barh(list(bars), list(bars.values()), color=COLORS(0))
+    axes.bar_label(drawn, labels=[f"{value:.{digits}f}" for value in bars.values()], padding=3, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    axes.margins(x=0.12)
     return figure

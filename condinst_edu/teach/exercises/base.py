@@ -14,7 +14,8 @@ class Exercise:
 
     difficulty: 1 to 3; minutes: to solve it; reference: the right function; inputs: draws its arguments (random, not
     square); deviations: names of the wrong variants that are recognised; gradient: whether the answer is trained
-    through, so that its gradient is compared as well; view: the part of a result that counts, as tensors or numbers.
+    through, so that its gradient is compared as well; constants: positions of arguments, such as a loss's targets,
+    whose own gradient does not matter; view: the part of a result that counts, as tensors or numbers.
     """
 
     id: str
@@ -27,6 +28,7 @@ class Exercise:
     deviations: tuple[str, ...]
     hints: tuple[str, ...]
     gradient: bool = False
+    constants: tuple[int, ...] = ()
     view: Callable[[Any, tuple[Any, ...]], Any] = lambda result, args: result
 
 

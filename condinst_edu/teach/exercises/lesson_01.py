@@ -118,6 +118,7 @@ EXERCISES = [
             "alpha weighs the targets of 1, 1 - alpha those of 0.",
         ),
         gradient=True,
+        constants=(1,),
     ),
     Exercise(
         id="01-giou-loss",
@@ -133,6 +134,7 @@ EXERCISES = [
             "A box is left + right wide and top + bottom high.",
         ),
         gradient=True,
+        constants=(1,),
     ),
     Exercise(
         id="01-decode",

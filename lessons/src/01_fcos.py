@@ -1,0 +1,885 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+#   lesson:
+#     title: "FCOS: boxes without anchors"
+#     minutes: {read: 35, do: 80, run: 1}
+#     needs: [PyTorch and convolutions, "lesson 0 for the score (AP)"]
+#     gives: [how a map of features becomes boxes, why several levels are needed, focal and GIoU loss from scratch]
+#     papers:
+#       - condinst:locations
+#       - condinst:center-region
+#       - condinst:eq-1
+#       - condinst:inference
+#       - slides:fcos-ambiguity
+#       - slides:fcos-recall
+#       - slides:centerness
+# ---
+
+# %%
+from condinst_edu import doctor
+
+doctor.quick("fcos")
+
+# %% [markdown]
+# ## A result first
+#
+# A small FCOS looks at drawn shapes that it has never seen. Left the truth, right what it answers: a box, a class
+# and a score for each thing that it finds (only scores of at least 0.4 are drawn). Below is its **AP** on held-out
+# images, which goes from 0 to 1 (lesson 0 derives it). At the end you know every step from the pixels to these
+# boxes.
+
+# %% tags=["first-result", "demo"]
+import torch
+
+from condinst_edu.engine.evaluate import evaluate
+from condinst_edu.teach import pictures as pic
+from condinst_edu.teach.tiny import held_out, load_tiny
+
+model, _, class_names, _ = load_tiny("fcos")
+data = held_out(50)
+
+
+def found_in(image, least=0.4):
+    """The model's detections in an image (3, H, W) in [0, 1] that score `least` or more."""
+    with torch.no_grad():
+        found = model([image])[0]
+    return {name: value[found["scores"] >= least] for name, value in found.items()}
+
+
+panels = {}
+for k in (7, 11):
+    image, target = data[k]
+    truth = {name: target[name] for name in ("boxes", "labels")}
+    panels[f"image {k}: the truth"] = (image / 255, truth)
+    panels[f"image {k}: FCOS"] = (image / 255, found_in(image / 255))
+right = evaluate(model, data, progress=False)["box"]
+weights = sum(p.numel() for p in model.parameters())
+print(f"{weights:,} weights, AP {right['AP']:.3f} on {len(data)} images")
+pic.show_panels(panels, class_names)
+
+# %% [markdown] tags=["instructor"]
+# minutes: 5
+# Ask: a convolution gives an output of fixed size. How can it answer with two boxes here and six there? Collect
+# ideas on the board; most classes invent anchors or a sliding window, and somebody usually invents FCOS.
+#
+# Misconception to expect: "the network outputs a list of boxes". It outputs maps; the list is made from them at the
+# end.
+
+# %% [markdown]
+# ## The problem
+#
+# A network turns an image into maps of fixed size, but the number of objects is unknown. For years the answer was
+# **anchors**: at every location of a map, lay out a set of template boxes (nine is common), and predict for each
+# one a class and a correction. An anchor whose IoU with an object is high enough has to find it. This works, but
+# the slides name its price: the templates are chosen by hand for one data set, they do not transfer to another, and
+# the last layer computes everything nine times.
+#
+# The second point can be counted. Below, three sizes and three shapes at each location, for two choices of the base
+# size: which share of our objects has an anchor that fits with an IoU of at least 0.5?
+
+# %%
+from torchvision.ops import box_iou
+
+from condinst_edu import fcos
+
+
+def pyramid(size, strides, ranges):
+    """All locations of the levels of these strides for an image of size (height, width)."""
+    maps = [torch.zeros(1, 1, -(-size[0] // s), -(-size[1] // s)) for s in strides]
+    reach = zip((-1, *ranges), (*ranges, torch.inf), strict=True)
+    return fcos.make_points(maps, strides, list(reach))
+
+
+def anchors(points, base):
+    """Nine boxes around each of L locations: (9 * L, 4); base: the smallest size, in strides."""
+    size = base * 2 ** (torch.arange(3) / 3)[:, None]  # (3, 1)
+    shape = torch.tensor([0.5, 1, 2]).sqrt()  # height / width = 1/2, 1, 2
+    half = torch.stack([size / shape, size * shape], dim=-1).reshape(9, 2) / 2
+    half = half * points.stride[:, None, None]  # (L, 9, 2)
+    return torch.cat([points.xy[:, None] - half, points.xy[:, None] + half], dim=-1).flatten(0, 1)
+
+
+# %% tags=["demo"]
+targets = [data.target(k) for k in range(len(data))]
+objects = sum(len(target["labels"]) for target in targets)
+grid = pyramid((128, 128), (8, 16, 32), (32, 64))
+for base in (4, 2):
+    boxes = anchors(grid, base)
+    hits = sum(int((box_iou(t["boxes"], boxes).amax(1) >= 0.5).sum()) for t in targets)
+    share = f"{hits / objects:.1%} of {objects} objects"
+    print(f"base {base}: {len(boxes)} anchors, {share} have one that fits")
+print(f"FCOS: {len(grid.xy)} locations, each of which predicts one box")
+
+# %% [markdown] tags=["instructor"]
+# minutes: 5
+# A base of 4 strides is RetinaNet's choice for COCO. Our shapes are smaller than what it was made for, and the design
+# has to be searched again. The papers that use anchors spend pages on this.
+
+# %% [markdown]
+# ## The idea, equation by equation
+#
+# FCOS drops the templates. **Every location of a feature map answers for itself**: "I lie on an object of class
+# $c$, and from here it is so far to its left, top, right and bottom side." Three questions follow. Where is a
+# location in the image? For which object does it answer? How is the answer trained?
+#
+# ### Locations and strides
+#
+# A map of **stride** $s$ has one cell for every $s \times s$ pixels. Cell $(x, y)$ stands for the pixel in the
+# middle of its square (`condinst:locations`):
+#
+# $$(x, y) \mapsto \left(\lfloor s/2 \rfloor + x s,\ \lfloor s/2 \rfloor + y s\right).$$
+#
+# Maps of several strides make up a **pyramid** (FPN). Ours has the levels P3, P4 and P5 with strides $2^3 = 8$, 16
+# and 32. The picture below is 96 pixels high and 160 wide; in one that is not square a mix-up of x and y shows at
+# once. (`same_as` compares two results, or two functions on random inputs, and stops with an error where they
+# differ.)
+
+# %% tags=["demo"]
+from condinst_edu.coordinates import locations
+from condinst_edu.datasets.shapes import ShapesConfig, generate
+from condinst_edu.teach import check, same_as
+
+
+def drawn(index, seed, config):
+    """A generated picture (3, H, W) in [0, 1] and its target."""
+    sample = generate(index, seed, config)
+    names = ("boxes", "labels", "masks")
+    target = {name: torch.from_numpy(getattr(sample, name)) for name in names}
+    return torch.from_numpy(sample.image).permute(2, 0, 1) / 255, target
+
+
+scene, truth = drawn(0, 5, ShapesConfig(size=(96, 160), objects=(4, 6)))
+by_hand = torch.tensor([[x * 8 + 4, y * 8 + 4] for y in range(12) for x in range(20)])
+same_as(by_hand.float(), locations((12, 20), stride=8), name="locations")
+levels = pyramid((96, 160), (8, 16, 32), (32, 64))
+pic.show_levels(scene, levels)
+
+# %% [markdown]
+# ### One object for each location
+#
+# Let a location $(x, y)$ lie in the box $(x_0, y_0, x_1, y_1)$. Its four distances are
+#
+# $$l = x - x_0, \quad t = y - y_0, \quad r = x_1 - x, \quad b = y_1 - y,$$
+#
+# all positive exactly when it lies inside. They are what the network has to predict there. But boxes overlap: which
+# one, if a location lies in two? FCOS has three rules.
+#
+# 1. **Levels.** A level answers only for objects whose longest distance $\max(l, t, r, b)$ is in its range; ours
+#    are up to 32, 32 to 64, and above 64 pixels. Boxes of different size then mostly go to different levels.
+# 2. **Centre region** (`condinst:center-region`). Only locations within $1.5\, s$ of the object's centre, along
+#    both axes.
+# 3. Where several objects still remain, **the smallest box wins**.
+#
+# A location that is left without an object is background, label 0. Here are the rules as a loop, for one location.
+
+
+# %% tags=["demo"]
+def answers_for(x, y, stride, low, high, boxes, radius=1.5):
+    """Index of the object that location (x, y) answers for, -1 for background."""
+    best, smallest = -1, float("inf")
+    for k, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        distances = (x - x0, y - y0, x1 - x, y1 - y)
+        offset = max(abs(x - (x0 + x1) / 2), abs(y - (y0 + y1) / 2))
+        central = radius == 0 or offset < radius * stride  # radius 0: the whole box
+        area = (x1 - x0) * (y1 - y0)
+        if min(distances) > 0 and low <= max(distances) <= high and central and area < smallest:
+            best, smallest = k, area
+    return best
+
+
+def assign(points, target, radius=1.5):
+    """The library's targets of one image, as a batch of one."""
+    return fcos.assign_targets(points, *fcos.pad_targets([target]), radius)
+
+
+assigned = assign(levels, truth)
+rows = zip(levels.xy.tolist(), levels.stride.tolist(), levels.reach.tolist(), strict=True)
+by_loop = [answers_for(*xy, stride, *reach, truth["boxes"]) for xy, stride, reach in rows]
+in_one_go = torch.where(assigned.labels[0] > 0, assigned.matched[0], -1)
+same_as(torch.tensor(by_loop), in_one_go, name="assign_targets")
+pic.show_targets(scene, levels, assigned, boxes=truth["boxes"])
+
+# %% [markdown]
+# A dot has the colour of the box that it answers for; grey is background. Find the small square in front of the large
+# one: which dots does it own? See how a large box is shared: from its middle no side is farther than 32 pixels, so
+# the middle belongs to stride 8, and the ring around it to stride 16. Nothing here is large enough for stride 32.
+
+# %% [markdown] tags=["instructor"]
+# minutes: 40
+# Let the class predict before the picture: which level gets the large square? (Two: the longest distance depends on
+# the location.)
+#
+# Misconceptions: "each object has one location" (it has several, all are trained); "ranges are about the size of
+# the box" (about the longest distance, which depends on the location too); "the centre region is a share of the
+# box" (its size is 1.5 strides, so it covers a small object whole and only the heart of a large one).
+
+# %% [markdown]
+# ### Count it: ambiguity and best possible recall
+#
+# Two worries about this approach are in the slides, and we can count both on real targets (`slides:fcos-ambiguity`,
+# `slides:fcos-recall`).
+#
+# - **Ambiguity**: the share of positive locations that could answer for more than one object. They see the same
+#   features, and only one object can be the target.
+# - **Best possible recall** (BPR): the share of objects that own at least one location. The others cannot be
+#   learned, and no training mends that.
+#
+# We count on the held-out images and, since their objects are all of similar size, on 50 more in which sizes differ
+# tenfold, as they do in photographs.
+
+
+# %% tags=["demo"]
+def count(targets, size, strides, ranges=(), radius=0):
+    """Ambiguous share of the positives, and best possible recall, over all images."""
+    points = pyramid(size, strides, ranges)
+    positives = ambiguous = owners = objects = 0
+    for target in targets:
+        boxes, labels, centers = fcos.pad_targets([target])
+        one_by_one = (x[0][:, None] for x in (boxes, labels, centers))  # a batch: each object alone
+        possible = (fcos.assign_targets(points, *one_by_one, radius).labels > 0).sum(0)  # (L,)
+        found = fcos.assign_targets(points, boxes, labels, centers, radius)
+        positive = found.labels[0] > 0
+        positives += int(positive.sum())
+        ambiguous += int((possible > 1).sum())
+        owners += len(found.matched[0][positive].unique())
+        objects += len(target["labels"])
+    return ambiguous / max(positives, 1), owners / objects
+
+
+wide_config = ShapesConfig(size=(160, 224), objects=(5, 12), object_size=(12, 140))
+wide = [drawn(k, 7, wide_config)[1] for k in range(50)]
+three = {"strides": (8, 16, 32), "ranges": (32, 64)}
+settings = {f"one level, stride {s}": {"strides": (s,)} for s in (8, 16, 32)}
+settings |= {"three levels": three, "three levels, radius 1.5": {**three, "radius": 1.5}}
+print(f"{'':25} held out: ambiguous    BPR   sizes mixed: ambiguous    BPR")
+for name, setting in settings.items():
+    counts = [*count(targets, (128, 128), **setting), *count(wide, (160, 224), **setting)]
+    print("{:25} {:19.1%} {:6.1%} {:24.1%} {:6.1%}".format(name, *counts))
+
+# %% [markdown]
+# Read the table by columns. A single fine level reaches nearly every object, but many locations are torn between
+# two; a single coarse level also loses whole objects, for which it has no cell. Three levels mend both at once:
+# fine cells are there for small objects, and boxes that overlap often differ in size and land on different levels.
+# The effect is larger where sizes differ more. (A fine level alone has about the same recall here. But it would
+# have to tell large objects from what little a location of P3 sees.) The centre region removes some of the
+# ambiguity that is left, for two boxes that overlap seldom share a centre.
+#
+# ### Centre-ness
+#
+# A location near the side of an object sees little of it, and its box is poor. So FCOS predicts one more number at
+# each location, how near it is to the middle (`slides:centerness`):
+#
+# $$\text{centerness} = \sqrt{\frac{\min(l, r)}{\max(l, r)} \cdot \frac{\min(t, b)}{\max(t, b)}}.$$
+#
+# It is 1 in the middle and falls to 0 at the sides. When testing it is multiplied with the class probability, so
+# that poor boxes rank low and are suppressed.
+
+# %% tags=["hide-input", "demo"]
+y, x = torch.meshgrid(torch.arange(1, 48.0), torch.arange(1, 96.0), indexing="ij")
+fields = {"a wide box": torch.stack([x, y, 96 - x, 48 - y], dim=-1)}  # (H, W, 4): l, t, r, b
+fields["a square box"] = fields["a wide box"][:, :47].clone()
+fields["a square box"][..., 2] = 48 - x[:, :47]
+figure, axes = pic.new_figure(1, 2, 3.6, 2.6)
+for ax, (name, distances) in zip(axes, fields.items(), strict=True):
+    values = fcos.centerness(distances)
+    shown = ax.imshow(values, vmin=0, vmax=1, extent=(1, values.shape[1], values.shape[0], 1))
+    around = (1, values.shape[1], 1, values.shape[0])
+    lines = ax.contour(values, levels=[0.25, 0.5, 0.75], colors="white", extent=around)
+    ax.clabel(lines, fontsize=7)
+    ax.set_title(f"centre-ness in {name}", fontsize=9)
+figure.colorbar(shown, ax=axes, shrink=0.8)
+figure
+
+# %% [markdown]
+# ### Three losses
+#
+# **Classes.** Each location has one logit per class, each with a sigmoid of its own: none of them is "background".
+# Nearly all locations are background and easy. The **focal loss** turns down what is easy: with $p$ the
+# probability, $p_t = p$ and $\alpha_t = \alpha$ where the target is 1, $p_t = 1 - p$ and $\alpha_t = 1 - \alpha$
+# where it is 0,
+#
+# $$L_{class} = -\frac{1}{N_{pos}} \sum \alpha_t\, (1 - p_t)^\gamma \log p_t, \qquad \alpha = 0.25,\ \gamma = 2.$$
+
+# %%
+from math import exp, log
+
+from condinst_edu.teach.references import focal_loss
+
+
+def focal_by_loops(logits, targets, alpha=0.25, gamma=2):
+    total = 0.0
+    for logit, target in zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True):
+        p = 1 / (1 + exp(-logit))
+        p_t, alpha_t = (p, alpha) if target == 1 else (1 - p, 1 - alpha)
+        total += -alpha_t * (1 - p_t) ** gamma * log(p_t)
+    return total
+
+
+def random_logits(generator):
+    labels = torch.randint(0, 2, (7, 3), generator=generator).float()
+    return torch.randn(7, 3, generator=generator), labels
+
+
+def focal_as_number(logits, targets):
+    return focal_loss(logits, targets).item()
+
+
+same_as(focal_by_loops, focal_as_number, inputs=random_logits)
+
+# %% [markdown]
+# What $\gamma$ does to a network that has learned something: how much of the loss comes from targets of 0? Without it
+# ($\gamma = 0$) the many easy locations take a larger share of the loss than with it.
+
+# %% tags=["demo"]
+with torch.no_grad():
+    batch = fcos.make_batch([scene], model.mean, model.std, model.divisor)
+    _, points, outputs = model.run(batch)
+print("logits", tuple(outputs.logits.shape), "- image, locations, classes")
+print("distances", tuple(outputs.distances.shape), "centre-ness", tuple(outputs.centerness.shape))
+one_hot = torch.nn.functional.one_hot(assigned.labels, 1 + len(class_names))[..., 1:].float()
+ones = one_hot == 1  # (1, L, K)
+print(f"{int(ones.sum())} targets are 1, {int((~ones).sum())} are 0")
+for gamma in (0, 2):
+    total = focal_loss(outputs.logits, one_hot, gamma=gamma)
+    zeros = focal_loss(outputs.logits[~ones], one_hot[~ones], gamma=gamma)
+    print(f"gamma {gamma}: {zeros / total:.0%} of the loss comes from targets of 0")
+
+# %% [markdown]
+# **Boxes.** Four distances could be compared one by one, but what counts in the end is overlap. The **generalised
+# IoU** of two boxes $A$ and $B$ with the smallest box $C$ around both is
+#
+# $$\mathrm{GIoU} = \frac{|A \cap B|}{|A \cup B|} - \frac{|C| - |A \cup B|}{|C|}, \qquad L_{giou} = 1 - \mathrm{GIoU}.$$
+#
+# The second term charges for the part of $C$ that neither box covers (grey in the picture below). Both of FCOS's
+# boxes contain their location, so the intersection has the smaller of each distance, and $C$ the larger.
+
+# %%
+from torchvision.ops import generalized_box_iou
+
+from condinst_edu.layers.losses import giou_loss
+
+
+def random_distances(generator):
+    return tuple(0.3 + 6 * torch.rand(5, 4, generator=generator) for _ in range(2))
+
+
+def giou_from_corners(distances, targets):
+    """Boxes around the origin: x0 = -l, y0 = -t, x1 = r, y1 = b."""
+    signs = torch.tensor([-1, -1, 1, 1])
+    return 1 - generalized_box_iou(distances * signs, targets * signs).diagonal()
+
+
+same_as(giou_from_corners, giou_loss, inputs=random_distances)
+
+# %% [markdown]
+# Blue is the true box, orange a prediction, the dot their location. Where the grey area is empty, GIoU is plain IoU.
+
+# %% tags=["hide-input", "demo"]
+box = torch.tensor([[3.0, 2, 3, 2]])
+others = {
+    "too small": [[2.4, 1, 2.4, 1]],
+    "shifted": [[5.0, 2, 1, 2]],
+    "turned": [[1.0, 4, 1, 4]],
+    "far": [[6, 0, 0, 4.0]],
+}
+figure, axes = pic.new_figure(1, 4, 2.1, 2.3)
+for ax, (name, other) in zip(axes, others.items(), strict=True):
+    other = torch.tensor(other)
+    hull = torch.maximum(box, other)
+    for (left, top, right_, bottom), color in ((hull[0], "0.8"), (box[0], "C0"), (other[0], "C1")):
+        x, y = [-left, right_, right_, -left], [-top, -top, bottom, bottom]
+        ax.fill(x, y, color=color, alpha=0.75)
+    iou = box_iou(*(b * torch.tensor([-1, -1, 1, 1]) for b in (box, other))).item()
+    ax.plot(0, 0, "k.")
+    ax.set(xlim=(-6.5, 4), ylim=(4.5, -4.5), aspect="equal", xticks=[], yticks=[])
+    loss = giou_loss(box, other).item()
+    ax.set_title(f"{name}\n1 - IoU {1 - iou:.2f}, loss {loss:.2f}", fontsize=8)
+figure
+
+# %% [markdown]
+# **Centre-ness** has a binary cross-entropy. The whole loss (the $L_{fcos}$ of `condinst:eq-1`) is the sum of the
+# three: classes over all locations, divided by the number of positives; boxes over positives only, weighted by
+# their centre-ness target and divided by its sum; centre-ness over positives. Background has no box to learn.
+
+# %% [markdown] tags=["instructor"]
+# Focal loss: let the class compute by hand what a background location with p = 0.01 contributes for gamma 0 and 2,
+# then multiply by the number of locations.
+#
+# Misconceptions: "there is a background class" (all sigmoids low is background); "GIoU is for boxes that do not
+# touch" (here they nearly always do; the grey area is what it adds); "centre-ness is the IoU" (it is computed from
+# the location alone, not from the predicted box).
+
+# %% [markdown]
+# ### Decoding and NMS
+#
+# At inference every location gives its box back: $x_0 = x - l s$ and so on, for the head predicts distances in
+# strides, so that all levels see numbers of one size. The score is $\sqrt{p \cdot \text{centerness}}$. Many
+# locations find the same object. **Non-maximum suppression** (NMS) goes through the boxes by falling score and
+# drops each one whose IoU with a kept box *of its class* exceeds 0.6 (`condinst:inference`); the best 100 remain.
+
+# %% tags=["demo"]
+candidates = model.propose(points, outputs, image=0)  # those above the score threshold
+
+
+def nms_by_loops(boxes, scores, labels, threshold=0.6):
+    kept = []
+    for k in scores.argsort(descending=True, stable=True).tolist():
+        rivals = [j for j in kept if labels[j] == labels[k]]
+        if not rivals or box_iou(boxes[[k]], boxes[rivals]).max() <= threshold:
+            kept.append(k)
+    return torch.tensor(kept)
+
+
+kept = nms_by_loops(candidates.boxes, candidates.scores, candidates.labels)
+same_as(candidates.boxes[kept], fcos.class_nms(candidates, 0.6).boxes, name="class_nms")
+survivors = candidates.pick(kept)
+sure = survivors.pick(survivors.scores >= 0.4)
+for name, found in (("before", candidates), ("after", survivors)):
+    number = int((found.scores >= 0.4).sum())
+    print(f"{len(found.scores)} boxes {name} NMS, {number} of them score 0.4 or more")
+
+# %% tags=["hide-input", "demo"]
+steps = {"candidates": candidates, "after NMS": survivors, "score of at least 0.4": sure}
+figure, axes = pic.new_figure(1, 3, 3.4, 2.3)
+for ax, (name, found) in zip(axes, steps.items(), strict=True):
+    if found is sure:
+        pic.draw_instances(ax, scene, found._asdict(), class_names)
+    else:
+        pic.draw_image(ax, scene)
+        pic.draw_boxes(ax, found.boxes)
+    ax.set(xlim=(0, 160), ylim=(96, 0))
+    ax.set_title(f"{name}: {len(found.scores)} boxes", fontsize=9)
+figure
+
+# %% [markdown] tags=["instructor"]
+# Ask which of the boxes left after NMS are wrong, and what would remove them: a higher score threshold does it in
+# this picture, at the price of objects elsewhere. Two alike objects with an IoU above 0.6 cannot both survive:
+# remember this for lesson 4 (NMS by masks).
+
+# %% [markdown]
+# ## Look inside
+#
+# What the head says on the picture above, one row for each level: the highest class probability, the centre-ness,
+# and their product, which ranks the boxes; white are the true boxes. Centre-ness away from objects means nothing,
+# since it is trained on positives only.
+
+# %% tags=["hide-input", "demo"]
+best = outputs.logits[0].sigmoid().amax(-1)  # (L,)
+middle = outputs.centerness[0].sigmoid()
+columns = {"class probability": best, "centre-ness": middle, "product": best * middle}
+figure, axes = pic.new_figure(3, 3, 2.9, 1.95)
+cells = iter(axes)
+for level, stride in enumerate(model.strides):
+    for name, values in columns.items():
+        ax = next(cells)
+        shape = (96 // stride, 160 // stride)
+        of_level = values[points.level == level].view(shape)  # (H, W)
+        shown = ax.imshow(of_level, vmin=0, vmax=1, extent=(0, 160, 96, 0))
+        for x0, y0, x1, y1 in truth["boxes"].tolist():
+            ax.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", linewidth=0.7)
+        ax.set_axis_off()
+        ax.set_title(f"P{level + 3}, {shape[0]} x {shape[1]}: {name}", fontsize=8)
+figure.colorbar(shown, ax=axes, shrink=0.6)
+figure
+
+# %% [markdown]
+# ## Does it learn?
+#
+# The shipped model took 3000 steps. Here is a short training of the same network from random weights, on small
+# pictures that are drawn as it goes. The loop is an ordinary PyTorch loop, for in training mode the model returns
+# its three losses. Do not expect much after so few steps; set `steps` to 3000 and `size` to (128, 128) for a real
+# training, which takes minutes.
+
+# %% tags=["demo"]
+from condinst_edu.engine.recipe import build_model
+from condinst_edu.recipes import get_recipe
+
+steps, batch_size, size = 200, 4, (64, 96)
+config = ShapesConfig(size=size, objects=(1, 4))
+torch.manual_seed(0)
+student = build_model("fcos", len(class_names), get_recipe("shapes-fcos").model_args).train()
+optimizer = torch.optim.AdamW(student.parameters())
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps, pct_start=0.2)
+history = []
+for step in range(steps):
+    pictures = [drawn(batch_size * step + k, 1, config) for k in range(batch_size)]
+    losses = student([image for image, _ in pictures], [target for _, target in pictures])
+    optimizer.zero_grad()
+    sum(losses.values()).backward()
+    torch.nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+    optimizer.step()
+    schedule.step()
+    history.append([loss.item() for loss in losses.values()])
+student.eval()
+learned = evaluate(student, data, progress=False)["box"]
+print(f"{steps} steps: AP {learned['AP']:.3f}, AP at IoU 0.5 {learned['AP50']:.3f}")
+print(f"shipped model: AP {right['AP']:.3f}, AP at IoU 0.5 {right['AP50']:.3f}")
+
+# %% tags=["hide-input"]
+figure, (ax,) = pic.new_figure(1, 1, 5.5, 2.8)
+curves = torch.tensor(history).T  # (3, steps)
+held_out_targets = [assign(grid, target) for target in targets]
+best = fcos.centerness(torch.cat([a.distances[a.labels > 0] for a in held_out_targets]))
+floor = torch.nn.functional.binary_cross_entropy(best, best)
+for name, curve in zip(losses, curves, strict=True):
+    smooth = curve.unfold(0, 20, 1).mean(-1)
+    ax.plot(range(20, len(smooth) + 20), smooth, label=name.removeprefix("loss_"))
+ax.axhline(floor, color="C2", linestyle=":", label="least possible centerness")
+ax.set(xlabel="step", ylabel="loss, mean of 20 steps", ylim=(0, None))
+ax.legend(fontsize=8)
+figure
+
+# %% [markdown]
+# Classes and boxes improve together. The centre-ness loss hardly falls, and cannot reach 0: its targets lie
+# *between* 0 and 1, and the cross-entropy of such a target with itself is not 0. The dotted line is that floor on
+# the held-out images: who knew every centre-ness exactly would still pay so much.
+
+# %% [markdown] tags=["instructor"]
+# minutes: 5
+# Run the cell while you talk about the loss. Ask what the first step's class loss tells about the initial bias of the
+# class logits (background with probability 0.99).
+
+# %% [markdown]
+# ## Break it
+#
+# The library can be made to use a wrong variant of a function inside a `with` block. First, four mistakes at
+# inference: the trained weights are the same, only the way from distances to boxes is not.
+
+# %% tags=["demo"]
+from condinst_edu.teach import deviate
+
+image, target = data[7]
+
+
+def boxes_found():
+    found = found_in(image / 255)
+    return image / 255, {"boxes": found["boxes"], "labels": found["labels"]}
+
+
+panels = {f"right: AP {right['AP']:.3f}": boxes_found()}
+wrong = ("locations-at-corner", "decode-without-stride", "decode-swapped", "decode-exponential")
+for name in wrong:
+    with deviate(name) as deviation:
+        score = evaluate(model, data, progress=False)["box"]
+        panels[f"{name}: {score['AP']:.3f}"] = boxes_found()
+    print(f"{name}: AP {score['AP']:.3f}, at IoU 0.5 {score['AP50']:.3f}\n    {deviation.line}")
+no_captions = [""] * len(class_names)
+pic.show_panels(panels, no_captions, columns=3)
+
+# %% [markdown]
+# Two of them are found at once, by looking. Swapped sides do less harm than one would think, for our shapes are
+# about as wide as they are high: that is why the checks of the exercises draw boxes that are not. And the smallest
+# mistake is the nastiest. A missing half stride moves each box by 4 pixels on P3 and 8 on P4; the picture looks
+# nearly right, and the AP at IoU 0.5 falls far less than the mean over stricter ones. Whoever looks at pictures
+# alone misses it.
+#
+# Next, mistakes in the assignment. They act through training, but their harm shows in the targets already.
+
+# %% tags=["demo"]
+names = ("assign-radius-in-pixels", "assign-every-level", "assign-whole-box", "assign-largest")
+print(f"{'':25} ambiguous    BPR")
+print("{:25} {:9.1%} {:6.1%}".format("right", *count(wide, (160, 224), **three, radius=1.5)))
+for name in names:
+    with deviate(name) as deviation:
+        print("{:25} {:9.1%} {:6.1%}".format(name, *count(wide, (160, 224), **three, radius=1.5)))
+    print(f"    {deviation.line}")
+with deviate("assign-radius-in-pixels"):
+    few = assign(levels, truth)
+pic.show_targets(scene, levels, few, boxes=truth["boxes"])
+
+# %% [markdown]
+# A radius of 1.5 *pixels* hardly ever contains a location: not one dot is left in the picture, and where nothing is
+# positive nothing can be learned. The others leave an owner to nearly every object, and harm the quality instead:
+# without ranges more locations are torn between two objects; in whole boxes, locations at the sides have to predict
+# from what little they see. Where the largest wins, the objects that lose their last location are the small ones.
+
+# %% [markdown] tags=["instructor"]
+# minutes: 10
+# Show both pictures of targets, this one (radius in pixels) and that of the rules above: why has nobody
+# any dots left? Then ask why BPR hardly notices the other mistakes: one location of an object is enough for it.
+
+# %% [markdown]
+# ## Paper and miniature
+#
+# The slides show their counts on COCO as pictures and draw two conclusions: levels cut the overlaps "by a large
+# margin", and FCOS can reach a recall "very similar" to that of anchors. Beside them, ours:
+
+# %% tags=["demo"]
+names = ("one level, stride 16", "three levels")
+single, several = (count(wide, (160, 224), **settings[name]) for name in names)
+recall = count(targets, (128, 128), **three)[1]
+print(f"overlaps, by a large margin   {single[0]:.1%} with one level, {several[0]:.1%} with three")
+print(f"recall, very similar          {share} have an anchor that fits, {recall:.1%} a location")
+
+# %% [markdown]
+# They also claim that boxes predicted near the middle are more reliable than those from near the sides. With a
+# trained model this is a measurement: the IoU of predicted and true box at each positive location, by its
+# centre-ness. And if it is so, ranking without centre-ness should cost AP.
+
+
+# %% tags=["demo"]
+def quality(image, target):
+    """IoU of predicted and true box, and centre-ness, of the positive locations of one image."""
+    with torch.no_grad():
+        batch = fcos.make_batch([image / 255], model.mean, model.std, model.divisor)
+        _, points, outputs = model.run(batch)
+    found = model.assign(points, [target])
+    positive = found.labels[0] > 0
+    both = (outputs.distances[0], found.distances[0])
+    predicted, true = (fcos.decode(points, d)[positive] for d in both)
+    return box_iou(predicted, true).diagonal(), fcos.centerness(found.distances[0][positive])
+
+
+pairs = [quality(*data[k]) for k in range(len(data))]
+ious, values = (torch.cat(x) for x in zip(*pairs, strict=True))
+fifth = (5 * values).long().clamp(max=4)  # 0 for centre-ness below 0.2, ..., 4 from 0.8 on
+for k in range(5):
+    part = ious[fifth == k]
+    print(f"centre-ness from {k / 5:.1f}: {len(part):4} locations, mean IoU {part.mean():.3f}")
+
+
+def forget_centerness(module, inputs, outputs):
+    return outputs._replace(centerness=torch.full_like(outputs.centerness, 20.0))  # sigmoid: 1
+
+
+hook = model.head.register_forward_hook(forget_centerness)
+without = evaluate(model, data, progress=False)["box"]["AP"]
+hook.remove()
+print(f"AP {right['AP']:.3f} with centre-ness, {without:.3f} without")
+
+# %% [markdown]
+# ## Play
+#
+# Move strides, ranges and radius and watch the targets. Things to try: radius 0 (whole boxes); one range so low that
+# a level loses all its objects; strides so coarse that the small square owns nothing. Without the widget,
+# `targets_of` tells the same in numbers.
+
+# %% tags=["play"]
+from condinst_edu.teach import explore_targets, targets_of
+
+found = targets_of(scene, truth, strides=(8, 16, 32), ranges=(32, 64), radius=1.5)
+print(f"positives of each level {found.positives}, of each object {found.per_object}")
+explore_targets(scene, truth)
+
+# %% [markdown]
+# ## Exercises
+#
+# Six functions, in the order of the lesson. A check compares with the library on random inputs and knows many wrong
+# answers by name. Nothing below depends on them.
+
+# %% [markdown] tags=["exercise"]
+# 01-locations
+# Write `locations(size, stride)`: the pixels (x, y) of all cells of a map of size (height, width), row by row, as
+# (H * W, 2) float32.
+
+
+# %% tags=["stub"]
+def my_locations(size, stride):
+    """Pixels (x, y) of the cells of a map of size (height, width): (H * W, 2) float32."""
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def my_locations(size, stride):
+    """Pixels (x, y) of the cells of a map of size (height, width): (H * W, 2) float32."""
+    height, width = size
+    ys = torch.arange(height).float() * stride + stride // 2
+    xs = torch.arange(width).float() * stride + stride // 2
+    y, x = torch.meshgrid(ys, xs, indexing="ij")  # (H, W)
+    return torch.stack([x.flatten(), y.flatten()], dim=1)
+
+
+# %% tags=["check"]
+check("01-locations", my_locations)
+
+# %% [markdown] tags=["exercise"]
+# 01-assign-targets
+# Write `assign_targets(points, boxes, labels, centers, radius)`, the three rules for all locations at once. The
+# arguments: `points.xy` (L, 2), `points.stride` (L,) and `points.reach` (L, 2), the ends of each location's range,
+# all in pixels; boxes (B, M, 4), labels (B, M) with 0 for padding (no object), centers (B, M, 2), the middles of
+# the centre regions. Return labels (B, L), distances (B, L, 4) in strides, and the index of the object (B, L). What
+# stands at background locations in the last two does not matter; `radius` is never 0.
+
+
+# %% tags=["stub"]
+def my_assign_targets(points, boxes, labels, centers, radius):
+    """labels (B, L), distances (B, L, 4) in strides, matched (B, L)."""
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def my_assign_targets(points, boxes, labels, centers, radius):
+    """labels (B, L), distances (B, L, 4) in strides, matched (B, L)."""
+    xy, stride = points.xy[:, None], points.stride[:, None]  # (L, 1, 2), (L, 1)
+    low, high = points.reach[:, :1], points.reach[:, 1:]  # (L, 1)
+    boxes_, centers_ = boxes[:, None], centers[:, None]  # (B, 1, M, ...)
+    sides = torch.cat([xy - boxes_[..., :2], boxes_[..., 2:] - xy], dim=-1)  # (B, L, M, 4)
+    longest = sides.amax(-1)
+    valid = (sides.amin(-1) > 0) & (low <= longest) & (longest <= high) & (labels > 0)[:, None]
+    valid &= (xy - centers_).abs().amax(-1) < radius * stride  # (B, L, M)
+    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])  # (B, M)
+    area = torch.where(valid, area[:, None], torch.inf)
+    smallest, matched = area.min(-1)  # (B, L)
+    image = torch.arange(len(boxes))[:, None]
+    found = torch.where(smallest < torch.inf, labels[image, matched], 0)
+    distances = sides.gather(2, matched[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
+    return found, distances / stride, matched
+
+
+# %% tags=["check"]
+check("01-assign-targets", my_assign_targets)
+
+# %% [markdown] tags=["exercise"]
+# 01-centerness
+# Write `centerness(distances)`: from distances (..., 4) as (left, top, right, bottom) to (...).
+
+
+# %% tags=["stub"]
+def my_centerness(distances):
+    """Centre-ness (...) of distances (..., 4)."""
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def my_centerness(distances):
+    """Centre-ness (...) of distances (..., 4)."""
+    left, top, right, bottom = distances.unbind(-1)
+    x = torch.minimum(left, right) / torch.maximum(left, right)
+    y = torch.minimum(top, bottom) / torch.maximum(top, bottom)
+    return (x * y).sqrt()
+
+
+# %% tags=["check"]
+check("01-centerness", my_centerness)
+
+# %% [markdown] tags=["exercise"]
+# 01-focal-loss
+# Write `focal_loss(logits, targets)` without loops: the *sum* over all entries of (L, K) logits and targets of 0 or
+# 1, with alpha 0.25 and gamma 2. It is trained through, so the check compares the gradient as well.
+
+
+# %% tags=["stub"]
+def my_focal_loss(logits, targets):
+    """Sum of the focal loss of (L, K) logits."""
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def my_focal_loss(logits, targets):
+    """Sum of the focal loss of (L, K) logits."""
+    p = logits.sigmoid()
+    p_t = torch.where(targets == 1, p, 1 - p)
+    alpha_t = torch.where(targets == 1, 0.25, 0.75)
+    return (-alpha_t * (1 - p_t) ** 2 * p_t.log()).sum()
+
+
+# %% tags=["check"]
+check("01-focal-loss", my_focal_loss)
+
+# %% [markdown] tags=["exercise"]
+# 01-giou-loss
+# Write `giou_loss(distances, targets)`: both (N, 4) distances from the same locations, the result (N,). Do not go
+# through corners: say directly how wide intersection and enclosing box are.
+
+
+# %% tags=["stub"]
+def my_giou_loss(distances, targets):
+    """One minus GIoU (N,) of boxes given as distances (N, 4)."""
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def my_giou_loss(distances, targets):
+    """One minus GIoU (N,) of boxes given as distances (N, 4)."""
+
+    def area(d):
+        return (d[:, 0] + d[:, 2]) * (d[:, 1] + d[:, 3])
+
+    intersection = area(torch.minimum(distances, targets))
+    hull = area(torch.maximum(distances, targets))
+    union = area(distances) + area(targets) - intersection
+    return 1 - intersection / union + (hull - union) / hull
+
+
+# %% tags=["check"]
+check("01-giou-loss", my_giou_loss)
+
+# %% [markdown] tags=["exercise"]
+# 01-decode
+# Write `decode(points, distances)`: boxes (..., L, 4) as x0, y0, x1, y1 in pixels, from distances (..., L, 4) in
+# strides at the locations `points.xy` (L, 2), whose strides are `points.stride` (L,).
+
+
+# %% tags=["stub"]
+def my_decode(points, distances):
+    """Boxes (..., L, 4) in pixels from distances (..., L, 4) in strides."""
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def my_decode(points, distances):
+    """Boxes (..., L, 4) in pixels from distances (..., L, 4) in strides."""
+    pixels = distances * points.stride[:, None]
+    return torch.cat([points.xy - pixels[..., :2], points.xy + pixels[..., 2:]], dim=-1)
+
+
+# %% tags=["check"]
+check("01-decode", my_decode)
+
+# %% [markdown]
+# ## What the paper says and what the code does
+#
+# CondInst's paper describes its FCOS in half a page. The official code, which this library follows, settles what
+# that leaves open. Each line below has its check in the cell.
+#
+# 1. The paper says that locations in the centre region are positive. The code also wants them **inside the box**: for
+#    an object smaller than the region, the rest of it is background.
+# 2. The centre is the mass centre of the *mask* in CondInst, the middle of the *box* in FCOS. The two differ.
+# 3. The score is the **root** of class probability times centre-ness. The root changes no ranking, so it changes no
+#    AP; it makes scores easier to read as probabilities.
+# 4. The GIoU loss of the official FCOS adds 1 to intersection and union, in units of the stride. It matters for
+#    small boxes only, and makes their loss smaller.
+
+# %%
+from condinst_edu.coordinates import mass_centers
+from condinst_edu.engine.evaluate import coco_ap, detect_all
+
+outside = region = 0
+shifts = []
+for target in targets:
+    middle = (target["boxes"][:, :2] + target["boxes"][:, 2:]) / 2
+    shifts.append((mass_centers(target["masks"]) - middle).norm(dim=1))
+    xy, box = grid.xy[:, None], target["boxes"]
+    sides = torch.cat([xy - box[:, :2], box[:, 2:] - xy], dim=-1)  # (L, M, 4)
+    low, high = grid.reach[:, None].unbind(-1)
+    near = (xy - middle).abs().amax(-1) < 1.5 * grid.stride[:, None]  # (L, M)
+    near &= (sides.amax(-1) >= low) & (sides.amax(-1) <= high)
+    inside = sides.amin(-1) > 0
+    region, outside = region + int(near.sum()), outside + int((near & ~inside).sum())
+print(f"1. {outside / region:.0%} of the locations in the regions, on the right level, are outside")
+shifts = torch.cat(shifts)
+print(f"2. mass and box centre: {shifts.mean():.1f} pixels apart, at most {shifts.max():.1f}")
+results = detect_all(model, data, progress=False)
+squared = [{**result, "score": result["score"] ** 2} for result in results]
+ap = [coco_ap(data.annotation_file, r, ("bbox",))["box"]["AP"] for r in (results, squared)]
+print(f"3. AP {ap[0]:.6f} with the root, {ap[1]:.6f} without")
+assert ap[0] == ap[1]
+for scale in (1, 8):
+    pair = scale * torch.tensor([[0.5, 0.5, 0.5, 0.5]]), scale * torch.tensor([[0.5, 0.5, 1, 0.5]])
+    plain, official = (giou_loss(*pair, smooth=smooth).item() for smooth in (0, 1))
+    print(f"4. boxes of about {scale} stride(s): loss {plain:.3f}, with 1 added {official:.3f}")
+assert min(outside, shifts.max(), plain - official) > 0
+
+# %% [markdown]
+# ## In three lines
+#
+# - Every location of a pyramid predicts classes, four distances and its centre-ness: no templates, one box each.
+# - Levels by size, a centre region and "the smallest wins" decide who answers for what, and leave next to no object
+#   out.
+# - Focal, GIoU and cross-entropy loss train it; decoding, a score and NMS make the list of boxes.
+#
+# Next: [lesson 2, dynamic mask heads](02_dynamic_masks.ipynb): from a box to the outline of the object.
