@@ -24,8 +24,10 @@ USAGE = """usage: condinst-edu COMMAND [options]     (condinst-edu COMMAND --hel
   train      train a recipe:       condinst-edu train shapes-condinst --data DIR --out DIR
   evaluate   box and mask AP of trained weights on held-out images
   predict    segment photographs:  condinst-edu predict PHOTO... --weights FILE --out DIR
+  convert    the authors' checkpoint into ours:  condinst-edu convert FILE.pth --config NAME --out FILE.safetensors
   data       write the shapes data set as COCO files:  condinst-edu data shapes --out DIR
-  weights    the tiny trained models that the lessons use; train one again:  condinst-edu weights condinst
+  weights    the tiny trained models that the lessons use, and the authors' models that load here; train a tiny one
+             again:  condinst-edu weights condinst
   bench      measure speed, as ratios within one run:  condinst-edu bench mask-head
   reproduce  a paper's table at small scale:  condinst-edu reproduce condinst:table-3
   trace      where the papers' equations and tables are in the code:  condinst-edu trace [condinst:eq-2]
@@ -149,7 +151,7 @@ def evaluate(arguments: list[str]) -> None:
         """Box and mask AP of trained weights."""
 
         weights: Positional[Path]
-        """A model.safetensors."""
+        """A model.safetensors, or official:NAME for one of the authors' models (condinst-edu weights lists them)."""
         data: Path | None = None
         """Folder of the data; that of the weights' recipe by default."""
         images: str | None = None
@@ -166,14 +168,13 @@ def evaluate(arguments: list[str]) -> None:
     options = parse(Evaluate, "evaluate", arguments)
     from condinst_edu.datasets.coco import CocoDataset
     from condinst_edu.engine import evaluate
-    from condinst_edu.engine.checkpoint import load_model
 
     device = check_device(options.device)
     if options.short_side is not None and options.short_side < 1:
         raise UserError(f"--short-side is at least 1 pixel, not {options.short_side}")
     if options.out is not None and (options.out.is_dir() or not options.out.name):
         raise UserError(f"--out names a file, and {options.out} is a folder")
-    trained = load_model(options.weights)
+    trained = open_weights(options.weights)
     recipe = trained.recipe
     data = options.data or Path(recipe["data"])
     dataset = CocoDataset(
@@ -199,7 +200,7 @@ def predict(arguments: list[str]) -> None:
         images: Positional[tuple[Path, ...]]
         """The photographs."""
         weights: Path = Path("runs/demo/run/model.safetensors")
-        """A model.safetensors."""
+        """A model.safetensors, or official:NAME for one of the authors' models (condinst-edu weights lists them)."""
         out: Path = Path("runs/predict")
         """Folder for the pictures and results.json."""
         min_score: float = 0.3
@@ -208,14 +209,37 @@ def predict(arguments: list[str]) -> None:
         """Where to run: cpu, cuda, cuda:1, ..."""
 
     options = parse(Predict, "predict", arguments)
-    from condinst_edu.engine.checkpoint import load_model
     from condinst_edu.engine.predict import predict as run_prediction
 
     device = check_device(options.device)
     if not options.images:
         raise UserError("predict needs at least one image")
-    written = run_prediction(load_model(options.weights), options.images, options.out, options.min_score, device)
+    written = run_prediction(open_weights(options.weights), options.images, options.out, options.min_score, device)
     print(f"Pictures and {written.name} are in {options.out}")
+
+
+def convert(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Convert:
+        """Write an official checkpoint as one of ours, which evaluate and predict take."""
+
+        checkpoint: Positional[Path]
+        """The authors' .pth."""
+        config: str
+        """Which model it is, by name (CondInst_MS_R_50_1x) or config path (CondInst/MS_R_50_1x.yaml)."""
+        out: Path = Path("model.safetensors")
+        """The file to write."""
+
+    options = parse(Convert, "convert", arguments)
+    from condinst_edu.engine.checkpoint import save_model
+    from condinst_edu.official import find_official, official_recipe, open_official
+
+    if options.out.suffix != ".safetensors" or options.out.is_dir():
+        raise UserError(f"--out ends in .safetensors, not {options.out}")
+    recipe = official_recipe(find_official(options.config))
+    trained = open_official(options.config, options.checkpoint)
+    save_model(options.out, trained.model, recipe, trained.category_ids, trained.class_names)
+    print(f"{options.out} holds {find_official(options.config).name}")
 
 
 def data(arguments: list[str]) -> None:
@@ -284,6 +308,10 @@ def weights(arguments: list[str]) -> None:
     for name in options.names:
         make_tiny(name, options.data, options.work)
     show_tiny(options.names or tuple(TINY))
+    if not options.names:
+        from condinst_edu.official import show_official
+
+        show_official()
 
 
 def bench(arguments: list[str]) -> None:
@@ -353,6 +381,15 @@ def doctor(arguments: list[str]) -> None:
         sys.exit(status)
 
 
+def open_weights(weights: Path) -> Any:
+    """The trained model in a file, or behind official:NAME."""
+    from condinst_edu.engine.checkpoint import load_model
+    from condinst_edu.official import open_official
+
+    name = weights.as_posix()
+    return open_official(name.removeprefix("official:")) if name.startswith("official:") else load_model(weights)
+
+
 def check_device(name: str) -> str:
     """The device's name, if torch can use it here."""
     import torch
@@ -373,6 +410,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "convert": convert,
     "data": data,
     "weights": weights,
     "bench": bench,
