@@ -263,6 +263,39 @@ def test_inference_in_float64(get: Get, name: str) -> None:
     check_results(numbers, ours["found"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [FCOS_R50, CONDINST, BIFPN])
+@pytest.mark.parametrize("image", ["synthA", "synthB", "photo1_small", "photo2_small"])
+def test_number_of_detections(get: Get, name: str, image: str) -> None:
+    """On all four small inputs, of which two have an odd size: as many as the official code finds."""
+    rgb, size = read_input(image)
+    with torch.no_grad():
+        (found,) = get(name)([as_image(rgb)], output_sizes=[size])
+    expected = official_json("stability_float64.json")[f"{name}/{image}"]
+    assert len(found["labels"]) == expected["n_float64"] == expected["n_float32"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [FCOS_R50, CONDINST])
+def test_batches(get: Get, name: str) -> None:
+    """An image in a batch gives what it gives alone, padded to the same size; each with its own output size."""
+    images = [as_image(read_input(image)[0], torch.float64) for image in ("synthA", "synthB")]
+    sizes = [(256, 320), (200, 250)]
+    model = get(name).double()
+    with torch.no_grad():
+        together = model(images, output_sizes=sizes)
+        alone = [model([image], output_sizes=[size])[0] for image, size in zip(images, sizes, strict=True)]
+    model.float()
+    for ours, expected in zip(together, alone, strict=True):
+        assert ours.keys() == expected.keys()
+        for key in ours:
+            assert ours[key].shape == expected[key].shape
+            if key != "masks":
+                assert torch.allclose(ours[key].double(), expected[key].double(), rtol=1e-9, atol=1e-9)
+            else:
+                assert (ours[key] != expected[key]).sum() <= 2  # pixels whose score is 0.5 but for rounding
+
+
 # ---------------------------------------------------------------------------------------------------------- training
 
 LOSSES = {

@@ -139,7 +139,7 @@ def look(model: nn.Module, image: Tensor) -> Look:
 
 
 def _look_condinst(model: CondInst, image: Tensor) -> Look:
-    image = image.to(model.fcos.mean.device)
+    image = image.to(model.scales.device)
     with evaluating(model):
         pyramid, points, outputs = model.fcos.run(
             make_batch([image], model.fcos.mean, model.fcos.std, model.fcos.divisor)
