@@ -21,24 +21,25 @@ GOLDEN = Path(os.environ.get("CONDINST_GOLDEN", ROOT.parent / "shared" / "golden
 DATA = Path(__file__).resolve().parent / "data" / "adelaidet"
 
 
-def official_file(name: str) -> Path:
+def official_file(name: str, part: bool = False) -> Path:
     """Numbers that the official implementation produced; the folder is named by CONDINST_GOLDEN.
 
-    A small part of them is in tests/data, which serves where the folder is absent; the test is skipped without both.
+    Some of these files are in tests/data too, which serves where the folder is absent; the test is skipped without
+    both. part: a file that holds a part of these numbers will do.
     """
-    for folder in (GOLDEN, DATA):
-        if (folder / name).is_file():
-            return folder / name
+    for path in (GOLDEN / name, DATA / name, *([DATA / f"part_{name}"] if part else [])):
+        if path.is_file():
+            return path
     pytest.skip(f"{name} is neither in {GOLDEN} (set CONDINST_GOLDEN) nor in {DATA}")
 
 
-def official(name: str) -> dict[str, np.ndarray]:
-    with np.load(official_file(name)) as file:
+def official(name: str, part: bool = False) -> dict[str, np.ndarray]:
+    with np.load(official_file(name, part)) as file:
         return dict(file)
 
 
-def official_json(name: str) -> Any:
-    return json.loads(official_file(name).read_text())
+def official_json(name: str, part: bool = False) -> Any:
+    return json.loads(official_file(name, part).read_text())
 
 
 def seeded(seed: int) -> torch.Generator:
