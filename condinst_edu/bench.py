@@ -3,6 +3,7 @@
     condinst-edu bench mask-head            a table; the reference of every group is the form that the papers describe
     condinst-edu bench targets --json       the same as JSON
     condinst-edu bench lessons              each notebook's seconds, beside its budget
+    condinst-edu bench inference            beside torchvision's Mask R-CNN and FCOS
     condinst-edu bench instances            time against the number of instances, beside Mask R-CNN
 
 All variants of a group run in turn (A B C, A B C, ...), so that whatever slows the machine down slows all of them: the
@@ -52,21 +53,23 @@ Head = Callable[..., Tensor]
 class Bench:
     """Compare the fast forms of a step with the plain ones, on this machine."""
 
-    name: Annotated[Literal["mask-head", "targets", "instances", "lessons"], tyro.conf.Positional]
+    name: Annotated[Literal["mask-head", "targets", "instances", "inference", "lessons"], tyro.conf.Positional]
     """mask-head: the dynamic mask head in inference and training, and the way from its logits to binary masks.
     targets: target assignment beside a training step.
     instances: CondInst and Mask R-CNN at several numbers of instances.
+    inference: CondInst and FCOS beside torchvision's Mask R-CNN and FCOS, from an image to its results.
     lessons: how long each notebook takes, beside its budget."""
     json: bool = False
     """Print JSON instead of a table."""
     threads: int = 1
     """Threads of torch; on a busy machine several of them mostly wait for each other."""
     runs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """How often each variant runs; each number is the median. 7 by default, 3 for targets and instances."""
+    """How often each variant runs; each number is the median. By default 7, for inference 10, for targets and instances 3."""
     counts: tuple[int, ...] = (1, 10, 50, 100)
     """Of "instances": how many there are in the image."""
     size: tuple[int, int] = (480, 640)
-    """Of "instances": height and width of the image that the full-size models see; the tiny ones see 128x128."""
+    """Of "instances": height and width of the image that the full-size models see; the tiny ones see 128x128.
+    Of "inference": those of the image, which is enlarged to a short side of 800 pixels."""
 
 
 @dataclass
@@ -108,12 +111,16 @@ def run_bench(options: Bench) -> None:
         from condinst_edu.bench_instances import bench_instances  # here, since it takes the measuring from this module
 
         bench = partial(bench_instances, counts=options.counts, size=options.size)
+    elif options.name == "inference":
+        from condinst_edu.bench_inference import bench_inference
+
+        bench = partial(bench_inference, size=options.size)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
     try:
         with progress_bar(not options.json) as progress:
-            groups = bench(options.runs or (7 if options.name == "mask-head" else 3), progress)
+            groups = bench(options.runs or {"mask-head": 7, "inference": 10}.get(options.name, 3), progress)
     finally:
         torch.set_num_threads(threads)
     result = report(options, groups, time.perf_counter() - start)
@@ -473,12 +480,12 @@ def format_number(x: float | None) -> str:
 
 def describe_goal(variant: dict[str, Any]) -> str:
     """The goal, and whether it is missed; `speedup` is wanted high, everything else low."""
-    text = ""
+    goals = []
     for name, goal in variant.get("goal", {}).items():
         high = name == "speedup"
         missed = variant[name] < goal if high else variant[name] > goal
-        text += f"{name.replace('_', ' ')} {'≥' if high else '≤'} {goal:g}{', missed' * missed}"
-    return text
+        goals.append(f"{name.replace('_', ' ')} {'≥' if high else '≤'} {goal:g}{', missed' * missed}")
+    return "; ".join(goals)
 
 
 def sentence(groups: list[Group]) -> str:
@@ -492,6 +499,12 @@ def sentence(groups: list[Group]) -> str:
         return (
             f"With {most:g} instances instead of {fewest:g}, CondInst takes {condinst.facts['ratio_to_fewest']:.2f} "
             f"times as long, Mask R-CNN {mask_rcnn.facts['ratio_to_fewest']:.2f} times."
+        )
+    if groups[0].name == "ResNet-50":
+        facts = groups[0].variants[3].facts
+        return (
+            f"CondInst takes {facts['ratio_to_mask_rcnn']:.2f} of the time of torchvision's Mask R-CNN and "
+            f"{facts['ratio_to_torchvision_fcos']:.2f} of that of its FCOS."
         )
     heads, trained, drawn, large = groups
     compiled = heads["compiled"]
