@@ -117,7 +117,8 @@ def run_all_cells(page: Any, seconds: float = 300) -> None:
     page.wait_for_function(
         r"""() => {
             const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')];
-            const written = cells.filter((cell) => cell.querySelector('.cm-content').textContent.trim());
+            const shown = cells.filter((cell) => cell.querySelector('.cm-content'));  // not those that are folded
+            const written = shown.filter((cell) => cell.querySelector('.cm-content').textContent.trim());
             const failed = document.querySelector('.jp-Notebook [data-mime-type="application/vnd.jupyter.error"]');
             const run = (cell) => /\d/.test(cell.querySelector('.jp-InputPrompt').textContent);
             return failed || (written.length > 0 && written.every(run));

@@ -665,7 +665,7 @@ pic.show_curves(curves, "instances", "milliseconds", at=counts)
 # %% tags=["play"]
 from condinst_edu.teach import click_to_segment
 
-click_to_segment(model, image)
+click_to_segment(model, image, class_names=class_names)
 
 # %% [markdown]
 # ## Exercises
