@@ -64,7 +64,7 @@ class Bench:
     threads: int = 1
     """Threads of torch; on a busy machine several of them mostly wait for each other."""
     runs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """How often each variant runs; each number is the median. By default 7, for inference 10, for targets and instances 3."""
+    """How often each variant runs; each number is the median. Default: 7, inference 10, targets and instances 3."""
     counts: tuple[int, ...] = (1, 10, 50, 100)
     """Of "instances": how many there are in the image."""
     size: tuple[int, int] = (480, 640)

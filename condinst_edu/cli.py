@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -131,7 +131,12 @@ def train(arguments: list[str]) -> None:
     recipe = get_recipe(arguments[0])
     default = Train(**values_of(recipe), out=Path("runs") / arguments[0])
     options = parse(Train, f"train {arguments[0]}", arguments[1:], default)
-    recipe = override_model(Recipe(**{f.name: getattr(options, f.name) for f in fields(Recipe)}), options.set)
+    recipe = Recipe(**{f.name: getattr(options, f.name) for f in fields(Recipe)})
+    if recipe.start is not None:
+        from condinst_edu.official import model_of
+
+        recipe = replace(recipe, **model_of(recipe.start))
+    recipe = override_model(recipe, options.set)
     from condinst_edu.engine import evaluate
     from condinst_edu.engine.train import open_split
     from condinst_edu.engine.train import train as run_training
@@ -168,6 +173,7 @@ def evaluate(arguments: list[str]) -> None:
     options = parse(Evaluate, "evaluate", arguments)
     from condinst_edu.datasets.coco import CocoDataset
     from condinst_edu.engine import evaluate
+    from condinst_edu.official import open_weights
 
     device = check_device(options.device)
     if options.short_side is not None and options.short_side < 1:
@@ -210,6 +216,7 @@ def predict(arguments: list[str]) -> None:
 
     options = parse(Predict, "predict", arguments)
     from condinst_edu.engine.predict import predict as run_prediction
+    from condinst_edu.official import open_weights
 
     device = check_device(options.device)
     if not options.images:
@@ -379,15 +386,6 @@ def doctor(arguments: list[str]) -> None:
 
     if status := examine(options.json):
         sys.exit(status)
-
-
-def open_weights(weights: Path) -> Any:
-    """The trained model in a file, or behind official:NAME."""
-    from condinst_edu.engine.checkpoint import load_model
-    from condinst_edu.official import open_official
-
-    name = weights.as_posix()
-    return open_official(name.removeprefix("official:")) if name.startswith("official:") else load_model(weights)
 
 
 def check_device(name: str) -> str:

@@ -15,7 +15,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from condinst_edu.condinst import CondInst
-from condinst_edu.engine.checkpoint import Trained, load_model, plain
+from condinst_edu.engine.checkpoint import Trained, load_model, load_state, plain
 from condinst_edu.engine.recipe import Recipe, build_model
 from condinst_edu.errors import UserError
 from condinst_edu.fcos import FCOS
@@ -190,6 +190,7 @@ def fusion(match: re.Match[str]) -> str:
 NO_WEIGHTS = re.compile(
     r"(^|\.)(pixel_mean|pixel_std|_iter|sizes_of_interest|num_batches_tracked)$|bottom_up\.level[34]\.project\."
 )
+CLASSIFIERS = re.compile(r"(^|\.)(head\.class_logits|semantic\.2)\.")  # our names; the semantic task has one too
 FIRST_LAYERS = ("backbone.stem.0.weight", "backbone.body.base_layer.0.weight")
 
 
@@ -269,28 +270,67 @@ def open_official(name: str, checkpoint: str | Path | None = None, num_classes: 
         raise UserError(f"num_classes is at least 1, not {num_classes}")
     path = fetch(official) if checkpoint is None else Path(checkpoint)
     recipe = official_recipe(official)
+    ids, names = list(COCO), list(COCO.values())
     if path.suffix == ".safetensors":
         trained = load_model(path)
         if plain(recipe)["model_args"] != trained.recipe["model_args"]:
             raise UserError(f"{path} is no {official.name}: its model has other arguments")
-        model = trained.model
+        model, ids, names = trained.model, trained.category_ids, trained.class_names
     else:
         model = build_model(recipe.model, len(COCO), recipe.model_args)
         assert isinstance(model, FCOS | CondInst)
         model.load_state_dict(convert_state(read_pth(path), model, str(path), official.name))
     if num_classes is None:
-        return Trained(model.eval(), list(COCO), list(COCO.values()), plain(recipe))
+        return Trained(model.eval(), ids, names, plain(recipe))
     fresh = build_model(recipe.model, num_classes, recipe.model_args)
-    classifiers = re.compile(r"(^|\.)(head\.class_logits|semantic\.2)\.")
-    kept = {key: tensor for key, tensor in model.state_dict().items() if not classifiers.search(key)}
-    fresh.load_state_dict({**fresh.state_dict(), **kept})
-    new = sorted(fresh.state_dict().keys() - kept.keys())
-    print(
-        f"{official.name}: new for {num_classes} classes are {', '.join(new)}; the rest is the authors'",
-        file=sys.stderr,
-    )
+    keep_all_but_classifier(fresh, model.state_dict(), official.name)
     labels = list(range(1, num_classes + 1))
     return Trained(fresh.eval(), labels, [f"class {label}" for label in labels], plain(recipe))
+
+
+def open_weights(weights: str | Path) -> Trained:
+    """The trained model in our file, or behind official:NAME."""
+    name = Path(weights).as_posix()
+    if name.startswith("official:"):
+        return open_official(name.removeprefix("official:"))
+    return load_model(Path(weights))
+
+
+def model_of(weights: str) -> dict[str, Any]:
+    """`model` and `model_args` of trained weights; an official file is not fetched for that."""
+    if weights.startswith("official:"):
+        recipe = plain(official_recipe(find_official(weights.removeprefix("official:"))))
+    else:
+        recipe = load_model(Path(weights)).recipe
+    args = dict(recipe["model_args"])
+    if args.get("backbone_options"):  # what these weights started from need not be fetched again
+        args["backbone_options"] = {**args["backbone_options"]}
+        for name in ("weights", "pretrained"):
+            args["backbone_options"].pop(name, None)
+    return {"model": recipe["model"], "model_args": args}
+
+
+def begin_with(model: nn.Module, weights: str, class_names: Sequence[str]) -> None:
+    """Fill a model with trained weights (see `open_weights`), all but the classifier where the classes differ.
+
+    Errors: UserError where another tensor does not fit.
+    """
+    trained = open_weights(weights)
+    if trained.class_names == list(class_names):
+        load_state(model, trained.model.state_dict(), Path(weights))
+    else:
+        keep_all_but_classifier(model, trained.model.state_dict(), weights)
+
+
+def keep_all_but_classifier(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Fill a model with weights of other classes; stderr says what stays as it is in the model."""
+    new = {key: tensor for key, tensor in model.state_dict().items() if CLASSIFIERS.search(key)}
+    load_state(
+        model, {**{key: tensor for key, tensor in state.items() if not CLASSIFIERS.search(key)}, **new}, Path(source)
+    )
+    print(
+        f"{source}: all weights are kept but {', '.join(sorted(new))}, which are new for the classes", file=sys.stderr
+    )
 
 
 def read_pth(path: Path) -> dict[str, Any]:

@@ -18,14 +18,17 @@ import torch
 from helpers import official_file, official_json
 from official_model import official_state, weight
 from PIL import Image
+from test_engine import tiny_recipe
 
 from condinst_edu.cli import run
 from condinst_edu.engine.checkpoint import load_model
 from condinst_edu.engine.recipe import build_model
+from condinst_edu.engine.train import train
 from condinst_edu.errors import UserError
 from condinst_edu.official import (
     COCO,
     NO_WEIGHTS,
+    begin_with,
     convert_state,
     fetch,
     find_official,
@@ -282,7 +285,7 @@ def test_another_class_list(checkpoint: Path, capsys: pytest.CaptureFixture[str]
     trained = open_official(NAME, checkpoint, num_classes=3)
     said = capsys.readouterr().err
     new = "head.class_logits.bias, head.class_logits.weight"
-    assert said == f"FCOS_R_50_1x: new for 3 classes are {new}; the rest is the authors'\n"
+    assert said == f"FCOS_R_50_1x: all weights are kept but {new}, which are new for the classes\n"
     ours = trained.model.state_dict()
     for key, tensor in ours.items():
         assert torch.equal(tensor, whole[key]) != key.startswith("head.class_logits."), key
@@ -352,6 +355,28 @@ def test_weights_lists_the_official_models(capsys: pytest.CaptureFixture[str]) -
         row = next((row for row in text.splitlines() if (model.alias or model.name) in row.split()), "")
         assert all(word in row for word in (model.fps, model.box_ap, model.mask_ap, model.parameters)) == loads(model)
     assert "non-commercial" in text
+
+
+def test_training_begins_with_trained_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same classes: all weights are taken; others: all but the classifier."""
+    recipe = tiny_recipe(iterations=1)
+    first = train(recipe, tmp_path / "a", show_progress=False)
+    weights = tmp_path / "a" / "model.safetensors"
+    words = ["--data", str(recipe.data), "--start", str(weights), "--lr", "0", "--iterations", "1", "--workers", "0"]
+    assert run(["train", "shapes-condinst", *words, "--out", str(tmp_path / "b"), "--batch-size", "2"]) == 0
+    second = load_model(tmp_path / "b" / "model.safetensors").model
+    for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    capsys.readouterr()
+    other = build_model(recipe.model, 9, recipe.model_args)
+    before = {key: tensor.clone() for key, tensor in other.state_dict().items()}
+    begin_with(other, str(weights), [f"class {i}" for i in range(9)])
+    assert "all weights are kept but fcos.head.class_logits.bias, fcos" in capsys.readouterr().err
+    trained = first.state_dict()
+    for key, tensor in other.state_dict().items():
+        assert torch.equal(tensor, before[key] if "class_logits" in key else trained[key]), key
+    with pytest.raises(UserError, match="belongs to another model"):
+        begin_with(bare(NAME), str(weights), ["a"])
 
 
 # ---------------------------------------------------------------------------------------------------------------- hub

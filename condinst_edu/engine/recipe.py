@@ -26,6 +26,8 @@ class Recipe:
     """Which model."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of its constructor, but for num_classes, which the data decides."""
+    start: str | None = None
+    """Trained weights to begin with: a model.safetensors or official:NAME; the model is then theirs."""
 
     data: Path = Path("data/coco")
     """Folder that the next four are relative to."""

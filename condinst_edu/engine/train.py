@@ -25,6 +25,7 @@ from condinst_edu.engine.checkpoint import data_of, load_run, load_state, plain,
 from condinst_edu.engine.recipe import Recipe, build_model, check_recipe
 from condinst_edu.errors import UserError
 from condinst_edu.files import cannot_write, whole_file, writable_folder
+from condinst_edu.official import begin_with
 from condinst_edu.progress import progress_bar
 
 OnStep = Callable[[int, nn.Module], None]
@@ -44,6 +45,8 @@ def train(
     dataset = open_split(recipe, "train")
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, len(dataset.category_ids), recipe.model_args)
+    if recipe.start is not None and not (out / "last.pt").exists():
+        begin_with(model, recipe.start, dataset.class_names)
     model = model.to(device).to(memory_format=torch.channels_last).train()
     averaged = average(model, recipe.ema) if recipe.ema else None
     result = averaged.module if averaged is not None else model
