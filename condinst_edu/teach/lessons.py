@@ -63,6 +63,7 @@ def run_notebook(notebook: Notebook, folder: Path = LESSONS) -> Timing:
     node = nbformat.from_dict(notebook)
     place = {"metadata": {"path": str(folder)}}
     client = NotebookClient(node, timeout=300, kernel_name="python3", resources=place, coalesce_streams=True)
+    client.extra_arguments = ["--IPKernelApp.log_level=ERROR"]  # no word on how the kernel is connected
     seconds: dict[str, float] = {}
     first = 0.0
     begin = time.monotonic()

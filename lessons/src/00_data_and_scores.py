@@ -36,6 +36,8 @@ from condinst_edu.teach import check, same_as
 from condinst_edu.teach import pictures as pic
 from condinst_edu.teach.tiny import held_out, load_tiny
 
+torch.set_num_threads(1)  # small maps: threads that wait for each other cost more than they save
+
 model, category_ids, class_names, _ = load_tiny("condinst")
 data = held_out(50)
 

@@ -39,6 +39,8 @@ from condinst_edu.engine.evaluate import evaluate
 from condinst_edu.teach import pictures as pic
 from condinst_edu.teach.tiny import held_out, load_tiny
 
+torch.set_num_threads(1)  # small maps: threads that wait for each other cost more than they save
+
 model, _, class_names, _ = load_tiny("fcos")
 data = held_out(50)
 

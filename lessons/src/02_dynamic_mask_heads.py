@@ -47,6 +47,9 @@ from condinst_edu.teach import DEVIATIONS, check, deviate, same_as
 from condinst_edu.teach import pictures as pic
 from condinst_edu.teach.tiny import held_out, load_tiny
 
+torch.set_num_threads(1)  # small maps: threads that wait for each other cost more than they save
+
+# %%
 model, _, class_names, _ = load_tiny("condinst")
 data = held_out(50)
 image = data[10][0] / 255  # (3, 128, 128)

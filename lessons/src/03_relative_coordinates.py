@@ -33,6 +33,8 @@ from condinst_edu.teach import pictures as pic
 from condinst_edu.teach.scoring import mask_iou
 from condinst_edu.teach.tiny import held_out, load_tiny, score_tiny
 
+torch.set_num_threads(1)  # small maps: threads that wait for each other cost more than they save
+
 READS = {
     "condinst": "relative + features",
     "condinst-absolute": "absolute + features",

@@ -41,6 +41,8 @@ import torch
 from condinst_edu.teach import pictures as pic
 from condinst_edu.teach.tiny import held_out, load_tiny
 
+torch.set_num_threads(1)  # small maps: threads that wait for each other cost more than they save
+
 trained = load_tiny("condinst")
 model, class_names = trained.model, trained.class_names
 image = held_out(50)[7][0] / 255  # (3, 128, 128)
