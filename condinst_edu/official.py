@@ -333,6 +333,16 @@ def keep_all_but_classifier(model: nn.Module, state: Mapping[str, Tensor], sourc
     )
 
 
+# Single numbers of numpy, which an optimiser may have left in a file; reading them runs no code but their making.
+SCALAR: Any = np.float64(0).__reduce__()[0]
+NUMPY_NUMBERS: list[Any] = [
+    (SCALAR, "numpy.core.multiarray.scalar"),
+    (SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in "?bhilqBHILQefd"),
+]
+
+
 def read_pth(path: Path) -> dict[str, Any]:
     """The tensors of an official file, which has them under `model`; no code in it is run.
 
@@ -341,7 +351,8 @@ def read_pth(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no such file: {path}")
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path} cannot be read as tensors and plain data ({type(error).__name__})") from None
     state = data.get("model", data) if isinstance(data, dict) else None

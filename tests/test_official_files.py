@@ -267,6 +267,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.01, momentum=0.9)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [60000, 80000])
     leftovers = {"optimizer": optimizer.state_dict(), "scheduler": schedule.state_dict(), "iteration": 89999}
+    leftovers |= {"best": np.float64(38.7), "seen": np.int64(1440000)}
     torch.save({"model": official_state(NAME), **leftovers}, path)
     yield path
     shutil.rmtree(folder)
@@ -335,6 +336,31 @@ def test_convert_and_predict(checkpoint: Path, photo: Path, tmp_path: Path, caps
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results
     assert {result["category_id"] for result in results} <= set(COCO)
+
+    shutil.copy(photo, tmp_path / "out")
+    annotations = {
+        "images": [{"id": 7, "file_name": "photo.png", "height": 240, "width": 340}],
+        "categories": [{"id": number, "name": name} for number, name in COCO.items()],
+        "annotations": [
+            {
+                **{key: results[0][key] for key in ("bbox", "category_id")},
+                **{"id": 1, "image_id": 7, "iscrowd": 0, "segmentation": [[0, 0, 9, 0, 9, 9]], "area": 40},
+            }
+        ],
+    }
+    (tmp_path / "val.json").write_text(json.dumps(annotations))
+    words = [
+        "--data",
+        str(tmp_path),
+        "--images",
+        "out",
+        "--annotations",
+        "val.json",
+        "--out",
+        str(tmp_path / "ap.json"),
+    ]
+    assert run(["evaluate", str(ours), *words]) == 0
+    assert json.loads((tmp_path / "ap.json").read_text())["box"]["AP"] > 0  # its own best box is the ground truth
 
 
 def test_convert_refuses(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
