@@ -156,7 +156,7 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         l2.dynamic_without_relu: (
             "no ReLU: three linear layers are one, and a mask is whatever lies on one side of a plane"
         ),
-        l2.dynamic_relu_last: "a ReLU after the last layer as well: what should be below 0 is 0, right on the threshold",
+        l2.dynamic_relu_last: "a ReLU after the last layer too: what should be below 0 is 0, right on the threshold",
         l2.dynamic_without_biases: "the biases left out: borders cannot shift, and logits may never get above 0",
         l2.dynamic_first_filters: "the first instance's filters for all: every instance gets the same mask",
         l2.dynamic_wrong_groups: (
