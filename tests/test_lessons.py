@@ -124,6 +124,16 @@ def test_the_five_first_lessons_are_there_with_their_exercises_and_deviations() 
     assert named <= DEVIATIONS.keys()
 
 
+def test_links_of_the_lessons_lead_somewhere() -> None:
+    for name in lesson_names():
+        text = (LESSONS / "src" / f"{name}.py").read_text()
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (LESSONS / link).exists(), f"{name}: {link}"
+        if name[:2] != lesson_names()[-1][:2]:
+            following = lesson_names()[lesson_names().index(name) + 1]
+            assert f"({following}.ipynb)" in text, f"{name} does not lead to {following}"
+
+
 def test_cell_ids_are_unique_and_stable_between_the_two_notebooks() -> None:
     for name in lesson_names():
         lesson = read_lesson(name)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_check_prints_and_knows_its_ids(capsys: pytest.CaptureFixture[str]) -> N
         (lambda x: x.index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(9.0)), r"first at index \(1, 2\): 9 "),
         (lambda x: x.clone().fill_(torch.nan), "15 of 15 values are NaN"),
         (lambda x: x[:2], r"shape \(2, 5\) should be \(3, 5\)"),
-        (lambda x: (x, x), r"has 2 part\(s\)"),
+        (lambda x: (x, x), "is a list of 2 parts and should be a number or tensor"),
         (lambda x: "text", "type str"),
     ],
 )
@@ -362,3 +363,25 @@ def test_deviate_switches_the_library_and_back() -> None:
     for name in ("count-without-biases", "relative-flipped"):  # an exercise's own; folded into the mask head
         with pytest.raises(ValueError, match="which the models do not call"), deviate(name):
             pass
+
+
+def answers_to(exercise: str, answer: Function) -> str:
+    return judge(EXERCISES[exercise], answer).message
+
+
+def test_messages_that_students_asked_for() -> None:
+    """An error of torch is no stub; forms are named in words; whole numbers have no distance; the input is told."""
+    by_bool = judge(EXERCISES["00-mask-iou"], lambda a, b, crowd: a.flatten(1) @ b.flatten(1).T)
+    assert by_bool.attempted
+    assert "NotImplementedError" in by_bool.message
+    rle = EXERCISES["00-rle"].reference
+    assert re.search(
+        r"is a list of \d+ numbers and should be a list of \d+ numbers", answers_to("00-rle", lambda m: rle(m)[1:])
+    )
+    assert "is a number or tensor and should be a list" in answers_to("00-rle", lambda m: torch.tensor(rle(m)))
+    split = EXERCISES["02-split-parameters"].reference
+    flat = answers_to("02-split-parameters", lambda theta, c: [*split(theta, c)[0], *split(theta, c)[1]])
+    assert "is a list of 6 parts and should be a list of 2 parts" in flat
+    assert re.search(r"\(for \(\d+, \d+, \d+, 1\)\)$", answers_to("02-count-parameters", lambda c: 169))
+    match = EXERCISES["00-match"].reference
+    assert "by up to" not in answers_to("00-match", lambda *args: match(*args).flip(0) + 1)

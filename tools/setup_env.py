@@ -463,7 +463,7 @@ def set_up(root: Path, options: Options) -> None:
             return
         start = time.time()
         build(root, options)
-        say("ready after %.0f s. Next: `make demo`, or `condinst-edu demo` in .venv." % (time.time() - start))
+        say("ready after %.0f s. Next: `make demo`, or `make lab` for the lessons." % (time.time() - start))
 
 
 def parse(arguments: List[str]) -> Options:

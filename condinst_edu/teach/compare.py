@@ -49,15 +49,34 @@ def difference(mine: Any, library: Any, check_dtype: bool = True) -> str | None:
     except TypeError as error:
         return str(error)
     if a.keys() != b.keys():
-        return f"the result has {len(a)} part(s) {_list(a)} and should have {len(b)}: {_list(b)}"
+        return _form_difference(mine, library)
     for name, leaf in a.items():
         if problem := _leaf_difference(leaf, b[name], check_dtype):
             return f"part {name}: {problem}" if name else problem
     return None
 
 
-def _list(parts: dict[str, Any]) -> str:
-    return ", ".join(itertools.islice(parts, 6)) + (", ..." if len(parts) > 6 else "")
+def _form_difference(mine: Any, library: Any, name: str = "the result") -> str | None:
+    """The first place where two results are not built alike."""
+    if _form(mine) != _form(library):
+        return f"{name} is {_form(mine)} and should be {_form(library)}"
+    if isinstance(library, dict):
+        pairs = [(mine[key], library[key], f"part [{key!r}]") for key in library]
+    elif isinstance(library, (tuple, list)):
+        pairs = [(x, y, f"part [{i}]") for i, (x, y) in enumerate(zip(mine, library, strict=True))]
+    else:
+        return None
+    return next((found for x, y, place in pairs if (found := _form_difference(x, y, place))), None)
+
+
+def _form(value: Any) -> str:
+    """What a result is, in words."""
+    if isinstance(value, dict):
+        return f"a dict of {', '.join(map(repr, value))}"
+    if isinstance(value, (tuple, list)):
+        kinds = {"numbers" if isinstance(x, (bool, int, float)) else "parts" for x in value}
+        return f"a list of {len(value)} {kinds.pop() if len(kinds) == 1 else 'parts'}"
+    return "a number or tensor"
 
 
 def _leaf_difference(mine: Any, library: Any, check_dtype: bool) -> str | None:
@@ -68,7 +87,9 @@ def _leaf_difference(mine: Any, library: Any, check_dtype: bool) -> str | None:
         return problem
     tolerance = 1e-7 if torch.float64 in (a.dtype, b.dtype) and a.dtype == b.dtype else 1e-4
     wide_a, wide_b = a.double(), b.double()
-    return None if close(wide_a, wide_b, tolerance) else _value_difference(wide_a, wide_b, tolerance)
+    if close(wide_a, wide_b, tolerance):
+        return None
+    return _value_difference(wide_a, wide_b, tolerance, whole=not b.is_floating_point())
 
 
 def _dtype_difference(a: Tensor, b: Tensor, exactly: bool) -> str | None:
@@ -102,7 +123,7 @@ def _permutations(dims: int) -> list[tuple[int, ...]]:
     return list(itertools.permutations(range(dims)))[1:] if 2 <= dims <= 4 else []
 
 
-def _value_difference(a: Tensor, b: Tensor, tolerance: float) -> str:
+def _value_difference(a: Tensor, b: Tensor, tolerance: float, whole: bool = False) -> str:
     if bad := int((a.isnan() & ~b.isnan()).sum()):
         return f"{bad} of {a.numel()} values are NaN, the first at index {_first(a.isnan())}"
     if not a.any():
@@ -110,7 +131,10 @@ def _value_difference(a: Tensor, b: Tensor, tolerance: float) -> str:
     wrong = ~torch.isclose(a, b, rtol=tolerance, atol=max(0.1 * tolerance * float(b.abs().nan_to_num().max()), 1e-9))
     index = _first(wrong) if a.dim() else ()
     place = f", the first at index {index}" if a.dim() else ""
-    facts = f"{int(wrong.sum())} of {a.numel()} values differ by up to {float((a - b).abs().max()):.4g}{place}"
+    # Indices and labels are names: how far apart two of them are means nothing.
+    names = whole and a.numel() > 1
+    size = "" if names else f" by up to {float((a - b).abs().max()):.4g}"
+    facts = f"{int(wrong.sum())} of {a.numel()} values differ{size}{place}"
     facts += f": {float(a[index]):.6g} should be {float(b[index]):.6g}"
     return facts + _pattern(a, b)
 

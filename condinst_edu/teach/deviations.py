@@ -43,6 +43,7 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         l0.iou_overlap_counted_twice: (
             "the overlap over the sum of the areas: shared pixels count twice, and 1 is never reached"
         ),
+        l0.iou_crowd_own_area: "a crowd's own area as the union: it is the detection's own area",
         l0.iou_crowd_as_object: (
             "a crowd treated like an object: one person within a crowd seems to miss nearly all of it"
         ),
@@ -61,6 +62,7 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         l0.match_first: (
             "the first object above the threshold instead of the best: another detection's object is taken away"
         ),
+        l0.match_above: "more than the threshold instead of at least: an IoU that equals it is a hit",
         l0.match_crowd_once: "a crowd used up by its first detection: all others within it count as mistakes",
         l0.match_ignored_as_others: (
             "ignored objects on a par with the others: they lure detections away from what counts"
@@ -74,6 +76,7 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         l0.ap_of_unsorted_scores: (
             "detections in the order given, not by falling score: AP then measures the order of the files"
         ),
+        l0.ap_of_rising_scores: "by rising score: the least sure detections come first",
         l0.ap_of_found_objects: (
             "recall among the objects that were found, not among all: missing objects costs nothing"
         ),
@@ -97,6 +100,10 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
             "the radius taken in pixels, not in strides: coarse levels keep next to no positives"
         ),
         l1.assign_open_ranges: "ranges without their ends: a distance that falls on a limit belongs to no level",
+        l1.assign_closed_radius: "the radius with its end: a location is positive only strictly within it",
+        l1.assign_box_middle: "the radius around the middle of the box: it is around `centers`, here the mass centres",
+        l1.assign_outside_too: "locations outside the box as well: their distances would be negative",
+        l1.assign_in_pixels: "distances in pixels: what the network predicts is divided by the level's stride",
         l1.assign_every_level: (
             "no ranges: every level answers for every object, and overlapping objects compete on all of them"
         ),
@@ -149,8 +156,8 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         l2.dynamic_without_relu: (
             "no ReLU: three linear layers are one, and a mask is whatever lies on one side of a plane"
         ),
-        l2.dynamic_relu_last: "a ReLU after the last layer as well: no logit is below 0, so no pixel can be background",
-        l2.dynamic_without_biases: "the biases left out: borders of masks cannot move off the origin",
+        l2.dynamic_relu_last: "a ReLU after the last layer too: what should be below 0 is 0, right on the threshold",
+        l2.dynamic_without_biases: "the biases left out: borders cannot shift, and logits may never get above 0",
         l2.dynamic_first_filters: "the first instance's filters for all: every instance gets the same mask",
         l2.dynamic_wrong_groups: (
             "grouped over the wrong axis: channels of one instance run into the filters of another"
@@ -161,6 +168,7 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
             "no squares in the denominator: V-Net's dice, which the paper uses, squares the scores"
         ),
         l2.dice_of_the_batch: "summed over all masks at once: small objects vanish beside large ones",
+        l2.dice_one_number: "one number for all masks: summed over the batch, small objects vanish beside large ones",
         l2.dice_not_a_loss: "the coefficient itself: the loss is one minus it, or training drives masks apart",
         l2.dice_smoothed: "1 added to numerator and denominator: small masks seem better than they are",
         l2.dice_without_two: "no factor of 2: even a perfect mask has a loss of one half",

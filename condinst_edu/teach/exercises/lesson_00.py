@@ -26,9 +26,11 @@ def iou_inputs(generator: Generator) -> tuple[Any, ...]:
 
 
 def match_inputs(generator: Generator) -> tuple[Any, ...]:
-    crowd = torch.tensor([False, True, False, False, False, False])
-    ignored = crowd | torch.tensor([False, False, True, False, False, False])
-    return uniform(generator, 15, 6).double(), crowd, ignored, 0.5
+    crowd, ignored = torch.arange(9) == 1, (torch.arange(9) == 1) | (torch.arange(9) == 2)
+    iou = uniform(generator, 15, 9).double()
+    iou[0] = 0.3 * iou[0]
+    iou[0, 4] = 0.5  # the threshold itself
+    return iou, crowd, ignored, 0.5
 
 
 def ap_inputs(generator: Generator) -> tuple[Any, ...]:
@@ -45,7 +47,10 @@ EXERCISES = [
         reference=scoring.rle_counts,
         inputs=rle_inputs,
         deviations=deviations_of(HERE + "rle_counts"),
-        hints=("COCO goes down the columns: `mask.T.flatten()`.", "The first number counts zeros, even if it is 0."),
+        hints=(
+            "Which order of the pixels does `mask.T.flatten()` give?",
+            "Begin with a count of 0 and the value False; a pixel that differs from the value starts a new count.",
+        ),
     ),
     Exercise(
         id="00-mask-iou",
@@ -57,9 +62,8 @@ EXERCISES = [
         inputs=iou_inputs,
         deviations=deviations_of(HERE + "mask_iou"),
         hints=(
-            "Flattened masks are rows of 0 and 1: one matrix product counts all shared pixels (N, M).",
+            "Flattened masks are rows of 0 and 1; as numbers (`.double()`), one matrix product counts what is shared.",
             "The union is area + area - overlap; where `crowd` is True it is the detection's own area.",
-            "Count in float64, as pycocotools does: `.double()`.",
         ),
     ),
     Exercise(
@@ -74,7 +78,7 @@ EXERCISES = [
         hints=(
             "Go through the detections in order and keep a list of the objects that are still free.",
             "Of the objects that are not ignored, take the best from the threshold on; only then look at ignored ones.",
-            "A crowd is never used up.",
+            "`max(candidates, key=lambda j: row[j], default=-1)` picks one; a crowd is never struck off the list.",
         ),
     ),
     Exercise(

@@ -43,6 +43,11 @@ def iou_crowd_as_object(detected: Tensor, objects: Tensor, crowd: Tensor) -> Ten
     return overlap / (area + other - overlap)
 
 
+def iou_crowd_own_area(detected: Tensor, objects: Tensor, crowd: Tensor) -> Tensor:
+    overlap, area, other = _areas(detected, objects)
+    return overlap / torch.where(crowd, other, area + other - overlap)
+
+
 def _runs(pixels: list[bool], value: bool) -> list[int]:
     counts, current = [0], value
     for pixel in pixels:
@@ -89,6 +94,10 @@ def match_first(iou: Tensor, crowd: Tensor, ignored: Tensor, threshold: float) -
     return _match(iou, crowd, ignored, threshold, first=True)
 
 
+def match_above(iou: Tensor, crowd: Tensor, ignored: Tensor, threshold: float) -> Tensor:
+    return _match(iou.masked_fill(iou == threshold, 0), crowd, ignored, threshold)
+
+
 def match_crowd_once(iou: Tensor, crowd: Tensor, ignored: Tensor, threshold: float) -> Tensor:
     return _match(iou, torch.zeros_like(crowd), ignored, threshold)
 
@@ -117,6 +126,11 @@ def ap_at_11_recalls(scores: Tensor, hits: Tensor, num_objects: int) -> float:
 
 def ap_of_unsorted_scores(scores: Tensor, hits: Tensor, num_objects: int) -> float:
     precision, recall = precision_recall(-torch.arange(len(scores)), hits, num_objects)
+    return _read(_best_from_here(precision), recall, RECALLS)
+
+
+def ap_of_rising_scores(scores: Tensor, hits: Tensor, num_objects: int) -> float:
+    precision, recall = precision_recall(-scores, hits, num_objects)
     return _read(_best_from_here(precision), recall, RECALLS)
 
 

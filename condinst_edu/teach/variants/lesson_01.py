@@ -85,6 +85,41 @@ def assign_every_level(
     return _assign(points, boxes, labels, inside & _central(points, centers, radius * points.stride))
 
 
+def assign_closed_radius(
+    points: Points, boxes: Tensor, labels: Tensor, centers: Tensor, radius: float = 1.5
+) -> Assignment:
+    inside, longest = _inside(points, boxes, labels)
+    off_center = (points.xy[:, None] - centers[:, None]).abs().amax(-1)  # (B, L, M)
+    return _assign(
+        points, boxes, labels, inside & _in_range(points, longest) & (off_center <= radius * points.stride[:, None])
+    )
+
+
+def assign_box_middle(
+    points: Points, boxes: Tensor, labels: Tensor, centers: Tensor, radius: float = 1.5
+) -> Assignment:
+    inside, longest = _inside(points, boxes, labels)
+    central = _central(points, (boxes[..., :2] + boxes[..., 2:]) / 2, radius * points.stride)
+    return _assign(points, boxes, labels, inside & _in_range(points, longest) & central)
+
+
+def assign_outside_too(
+    points: Points, boxes: Tensor, labels: Tensor, centers: Tensor, radius: float = 1.5
+) -> Assignment:
+    _, longest = _inside(points, boxes, labels)
+    real = (labels > 0)[:, None]
+    return _assign(
+        points, boxes, labels, real & _in_range(points, longest) & _central(points, centers, radius * points.stride)
+    )
+
+
+def assign_in_pixels(points: Points, boxes: Tensor, labels: Tensor, centers: Tensor, radius: float = 1.5) -> Assignment:
+    inside, longest = _inside(points, boxes, labels)
+    allowed = inside & _in_range(points, longest) & _central(points, centers, radius * points.stride)
+    result = _assign(points, boxes, labels, allowed)
+    return result._replace(distances=result.distances * points.stride[:, None])
+
+
 def _ratios(distances: Tensor) -> tuple[Tensor, Tensor]:
     left, top, right, bottom = distances.unbind(-1)
     return (

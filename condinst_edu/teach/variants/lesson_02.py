@@ -105,6 +105,10 @@ def dice_of_the_batch(scores: Tensor, targets: Tensor, eps: float = 1e-5) -> Ten
     return _dice(scores[None], targets[None], eps).expand(len(scores))
 
 
+def dice_one_number(scores: Tensor, targets: Tensor, eps: float = 1e-5) -> Tensor:
+    return _dice(scores[None], targets[None], eps)[0]
+
+
 def dice_not_a_loss(scores: Tensor, targets: Tensor, eps: float = 1e-5) -> Tensor:
     return 1 - _dice(scores, targets, eps)
 
