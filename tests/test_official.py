@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from condinst_edu.fcos import Assignment, Outputs
-from condinst_edu.official import official_shapes
+from condinst_edu.official_names import official_shapes
 
 CONDINST, FCOS_R50, BIFPN = "CondInst_MS_R_50_1x", "FCOS_R_50_1x", "CondInst_MS_R_50_BiFPN_3x_sem"
 SEMANTIC, REAL_TIME = "CondInst_MS_R_50_3x_sem", "FCOS_RT_MS_DLA_34_4x_syncbn_shared_towers"

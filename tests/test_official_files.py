@@ -36,10 +36,10 @@ from condinst_edu.official import (
     loads,
     official_models,
     official_recipe,
-    official_shapes,
     open_official,
     read_pth,
 )
+from condinst_edu.official_names import official_shapes
 
 NAME = "FCOS_R_50_1x"
 SEMANTIC = "CondInst_MS_R_50_3x_sem"
