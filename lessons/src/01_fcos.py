@@ -6,7 +6,7 @@
 #     name: python3
 #   lesson:
 #     title: "FCOS: boxes without anchors"
-#     minutes: {read: 35, do: 80, run: 1}
+#     minutes: {read: 50, do: 80, run: 1}
 #     needs: [PyTorch and convolutions, "lesson 0 for the score (AP)"]
 #     gives: [how a map of features becomes boxes, why several levels are needed, focal and GIoU loss from scratch]
 #     papers:
@@ -75,15 +75,17 @@ pic.show_panels(panels, class_names)
 # ## The problem
 #
 # A network turns an image into maps of fixed size, but the number of objects is unknown. For years the answer was
-# **anchors**: at every location of a map, lay out a set of template boxes (nine is common), and predict for each
-# one a class and a correction. An anchor whose IoU with an object is high enough has to find it. This works, but
-# the slides name its price: the templates are chosen by hand for one data set, they do not transfer to another, and
+# **anchors**: at every cell of the network's last maps, lay out a set of template boxes (nine is common), and predict
+# for each one a class and a correction. An anchor whose IoU with an object is high enough has to find it. This works,
+# but the tutorial slides of FCOS's authors (here called "the slides"; `condinst-edu trace` in a terminal tells where
+# each id such as `condinst:eq-1` comes from) name its price: the templates are chosen by hand for one data set, they do not transfer to another, and
 # the last layer computes everything nine times.
 #
-# The second point can be counted. Below, three sizes and three shapes at each location, for two choices of the base
-# size: which share of our objects has an anchor that fits with an IoU of at least 0.5?
+# The second point can be counted. Below, three sizes and three shapes at each cell, for two choices of the smallest
+# size (the base): which share of our objects has an anchor that fits with an IoU of at least 0.5? The code is
+# folded: it stands on locations and levels, which come next.
 
-# %%
+# %% tags=["hide-input"]
 from torchvision.ops import box_iou
 
 from condinst_edu import fcos
@@ -105,15 +107,15 @@ def anchors(points, base):
     return torch.cat([points.xy[:, None] - half, points.xy[:, None] + half], dim=-1).flatten(0, 1)
 
 
-# %% tags=["demo"]
+# %% tags=["hide-input", "demo"]
 targets = [data.target(k) for k in range(len(data))]
 objects = sum(len(target["labels"]) for target in targets)
 grid = pyramid((128, 128), (8, 16, 32), (32, 64))
 for base in (4, 2):
     boxes = anchors(grid, base)
     hits = sum(int((box_iou(t["boxes"], boxes).amax(1) >= 0.5).sum()) for t in targets)
-    share = f"{hits / objects:.1%} of {objects} objects"
-    print(f"base {base}: {len(boxes)} anchors, {share} have one that fits")
+    share = f"{hits / objects:.1%} of {objects} objects"  # the better base comes last
+    print(f"base {base} strides: {len(boxes)} anchors, {share} have one that fits")
 print(f"FCOS: {len(grid.xy)} locations, each of which predicts one box")
 
 # %% [markdown] tags=["instructor"]
@@ -135,7 +137,7 @@ print(f"FCOS: {len(grid.xy)} locations, each of which predicts one box")
 #
 # $$(x, y) \mapsto \left(\lfloor s/2 \rfloor + x s,\ \lfloor s/2 \rfloor + y s\right).$$
 #
-# Maps of several strides make up a **pyramid** (FPN). Ours has the levels P3, P4 and P5 with strides $2^3 = 8$, 16
+# Maps of several strides make up a **feature pyramid** (FPN). Ours has the levels P3, P4 and P5 with strides $2^3 = 8$, 16
 # and 32. The picture below is 96 pixels high and 160 wide; in one that is not square a mix-up of x and y shows at
 # once. (`same_as` compares two results, or two functions on random inputs, and stops with an error where they
 # differ.)
@@ -167,16 +169,18 @@ pic.show_levels(scene, levels)
 #
 # $$l = x - x_0, \quad t = y - y_0, \quad r = x_1 - x, \quad b = y_1 - y,$$
 #
-# all positive exactly when it lies inside. They are what the network has to predict there. But boxes overlap: which
+# all positive exactly when it lies inside. They are what the network has to predict there, divided by the stride, so
+# that all levels see numbers of one size. But boxes overlap: which
 # one, if a location lies in two? FCOS has three rules.
 #
 # 1. **Levels.** A level answers only for objects whose longest distance $\max(l, t, r, b)$ is in its range; ours
 #    are up to 32, 32 to 64, and above 64 pixels. Boxes of different size then mostly go to different levels.
-# 2. **Centre region** (`condinst:center-region`). Only locations within $1.5\, s$ of the object's centre, along
-#    both axes.
+# 2. **Centre region** (`condinst:center-region`). Only locations less than $1.5\, s$ away from the object's centre,
+#    along both axes.
 # 3. Where several objects still remain, **the smallest box wins**.
 #
-# A location that is left without an object is background, label 0. Here are the rules as a loop, for one location.
+# A location that has an object is called **positive**; there are $N_{pos}$ of them. All others are background, label 0.
+# Here are the rules as a loop, for one location.
 
 
 # %% tags=["demo"]
@@ -207,8 +211,9 @@ pic.show_targets(scene, levels, assigned, boxes=truth["boxes"])
 
 # %% [markdown]
 # A dot has the colour of the box that it answers for; grey is background. Find the small square in front of the large
-# one: which dots does it own? See how a large box is shared: from its middle no side is farther than 32 pixels, so
-# the middle belongs to stride 8, and the ring around it to stride 16. Nothing here is large enough for stride 32.
+# one: which dots does it own? See how the green box is shared: from its middle no side is farther than 32 pixels, so
+# the middle belongs to stride 8, and the ring around it to stride 16. (Both ranges contain 32 itself: a location may
+# be positive on two levels.) Nothing here is large enough for stride 32.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 40
@@ -241,7 +246,8 @@ def count(targets, size, strides, ranges=(), radius=0):
     positives = ambiguous = owners = objects = 0
     for target in targets:
         boxes, labels, centers = fcos.pad_targets([target])
-        one_by_one = (x[0][:, None] for x in (boxes, labels, centers))  # a batch: each object alone
+        # Which objects each location could answer for: assign to every object as if it were alone.
+        one_by_one = (x[0][:, None] for x in (boxes, labels, centers))
         possible = (fcos.assign_targets(points, *one_by_one, radius).labels > 0).sum(0)  # (L,)
         found = fcos.assign_targets(points, boxes, labels, centers, radius)
         positive = found.labels[0] > 0
@@ -255,12 +261,12 @@ def count(targets, size, strides, ranges=(), radius=0):
 wide_config = ShapesConfig(size=(160, 224), objects=(5, 12), object_size=(12, 140))
 wide = [drawn(k, 7, wide_config)[1] for k in range(50)]
 three = {"strides": (8, 16, 32), "ranges": (32, 64)}
-settings = {f"one level, stride {s}": {"strides": (s,)} for s in (8, 16, 32)}
-settings |= {"three levels": three, "three levels, radius 1.5": {**three, "radius": 1.5}}
-print(f"{'':25} held out: ambiguous    BPR   sizes mixed: ambiguous    BPR")
+settings = {f"stride {s} alone, whole boxes": {"strides": (s,)} for s in (8, 16, 32)}
+settings |= {"three levels, whole boxes": three, "three levels, radius 1.5": {**three, "radius": 1.5}}
+print(f"{'':28} held out: ambiguous    BPR   sizes mixed: ambiguous    BPR")
 for name, setting in settings.items():
     counts = [*count(targets, (128, 128), **setting), *count(wide, (160, 224), **setting)]
-    print("{:25} {:19.1%} {:6.1%} {:24.1%} {:6.1%}".format(name, *counts))
+    print("{:28} {:19.1%} {:6.1%} {:24.1%} {:6.1%}".format(name, *counts))
 
 # %% [markdown]
 # Read the table by columns. A single fine level reaches nearly every object, but many locations are torn between
@@ -268,7 +274,7 @@ for name, setting in settings.items():
 # fine cells are there for small objects, and boxes that overlap often differ in size and land on different levels.
 # The effect is larger where sizes differ more. (A fine level alone has about the same recall here. But it would
 # have to tell large objects from what little a location of P3 sees.) The centre region removes some of the
-# ambiguity that is left, for two boxes that overlap seldom share a centre.
+# ambiguity that is left, because two boxes that overlap seldom share a centre.
 #
 # ### Centre-ness
 #
@@ -297,14 +303,29 @@ figure.colorbar(shown, ax=axes, shrink=0.8)
 figure
 
 # %% [markdown]
+# ### The network
+#
+# A backbone halves the map several times; its last three maps have strides 8, 16 and 32. The feature pyramid brings
+# each to 48 channels by a 1x1 convolution, adds the enlarged coarser map and smooths by a 3x3 convolution. One head,
+# *the same weights on every level*, then runs two towers of two 3x3 convolutions. The class tower ends in $K$ logits.
+# The box tower ends in four distances (times one learned number for each level, then a ReLU: a distance is never
+# negative) and one centre-ness logit.
+
+# %%
+for name, part in model.head.named_children():
+    print(f"{name:12} {sum(p.numel() for p in part.parameters()):7,} weights  {type(part).__name__}")
+
+# %% [markdown]
 # ### Three losses
 #
 # **Classes.** Each location has one logit per class, each with a sigmoid of its own: none of them is "background".
-# Nearly all locations are background and easy. The **focal loss** turns down what is easy: with $p$ the
-# probability, $p_t = p$ and $\alpha_t = \alpha$ where the target is 1, $p_t = 1 - p$ and $\alpha_t = 1 - \alpha$
-# where it is 0,
+# Nearly all locations are background and easy. The **focal loss** turns down what is easy. With $p$ the probability,
 #
-# $$L_{class} = -\frac{1}{N_{pos}} \sum \alpha_t\, (1 - p_t)^\gamma \log p_t, \qquad \alpha = 0.25,\ \gamma = 2.$$
+# $$p_t = \begin{cases} p & \text{target } 1 \\ 1 - p & \text{target } 0 \end{cases} \qquad
+# \alpha_t = \begin{cases} 0.25 & \text{target } 1 \\ 0.75 & \text{target } 0 \end{cases} \qquad
+# L_{class} = -\frac{1}{N_{pos}} \sum \alpha_t\, (1 - p_t)^\gamma \log p_t, \quad \gamma = 2,$$
+#
+# where the sum goes over all locations and all classes.
 
 # %%
 from math import exp, log
@@ -403,7 +424,7 @@ for ax, (name, other) in zip(axes, others.items(), strict=True):
 figure
 
 # %% [markdown]
-# **Centre-ness** has a binary cross-entropy. The whole loss (the $L_{fcos}$ of `condinst:eq-1`) is the sum of the
+# **Centre-ness** is trained with a binary cross-entropy. The whole loss (the $L_{fcos}$ of `condinst:eq-1`) is the sum of the
 # three: classes over all locations, divided by the number of positives; boxes over positives only, weighted by
 # their centre-ness target and divided by its sum; centre-ness over positives. Background has no box to learn.
 
@@ -421,10 +442,11 @@ figure
 # At inference every location gives its box back: $x_0 = x - l s$ and so on, for the head predicts distances in
 # strides, so that all levels see numbers of one size. The score is $\sqrt{p \cdot \text{centerness}}$. Many
 # locations find the same object. **Non-maximum suppression** (NMS) goes through the boxes by falling score and
-# drops each one whose IoU with a kept box *of its class* exceeds 0.6 (`condinst:inference`); the best 100 remain.
+# drops each one whose IoU with a kept box *of its class* exceeds 0.6 (`condinst:inference`). The model keeps the best
+# 100 of what is left.
 
 # %% tags=["demo"]
-candidates = model.propose(points, outputs, image=0)  # those above the score threshold
+candidates = model.propose(points, outputs, image=0)  # class probability above 0.02
 
 
 def nms_by_loops(boxes, scores, labels, threshold=0.6):
@@ -452,10 +474,15 @@ for ax, (name, found) in zip(axes, steps.items(), strict=True):
         pic.draw_instances(ax, scene, found._asdict(), class_names)
     else:
         pic.draw_image(ax, scene)
-        pic.draw_boxes(ax, found.boxes)
+        pic.draw_boxes(ax, found.boxes[found.scores >= 0.2])
     ax.set(xlim=(0, 160), ylim=(96, 0))
-    ax.set_title(f"{name}: {len(found.scores)} boxes", fontsize=9)
+    drawn_from = "" if found is sure else ", drawn from 0.2 on"
+    ax.set_title(f"{name}: {len(found.scores)} boxes{drawn_from}", fontsize=8)
 figure
+
+# %% [markdown]
+# The last panel is not perfect. Boxes of several classes lie on the star, for NMS compares within a class only; and the
+# square in front of it, in nearly the same colour, is not found.
 
 # %% [markdown] tags=["instructor"]
 # Ask which of the boxes left after NMS are wrong, and what would remove them: a higher score threshold does it in
@@ -538,7 +565,7 @@ figure
 # %% [markdown]
 # Classes and boxes improve together. The centre-ness loss hardly falls, and cannot reach 0: its targets lie
 # *between* 0 and 1, and the cross-entropy of such a target with itself is not 0. The dotted line is that floor on
-# the held-out images: who knew every centre-ness exactly would still pay so much.
+# the held-out images: even a perfect predictor would pay this much.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 5
@@ -573,9 +600,9 @@ no_captions = [""] * len(class_names)
 pic.show_panels(panels, no_captions, columns=3)
 
 # %% [markdown]
-# Two of them are found at once, by looking. Swapped sides do less harm than one would think, for our shapes are
-# about as wide as they are high: that is why the checks of the exercises draw boxes that are not. And the smallest
-# mistake is the nastiest. A missing half stride moves each box by 4 pixels on P3 and 8 on P4; the picture looks
+# Three of them are seen at once. Swapped sides still reach an AP that is far from 0: a box from the middle of a shape
+# that is as wide as it is high survives the swap, which is why the checks of the exercises draw boxes that are not.
+# The smallest mistake is the nastiest. A missing half stride moves each box by 4 pixels on P3 and 8 on P4; the picture looks
 # nearly right, and the AP at IoU 0.5 falls far less than the mean over stricter ones. Whoever looks at pictures
 # alone misses it.
 #
@@ -611,11 +638,12 @@ pic.show_targets(scene, levels, few, boxes=truth["boxes"])
 # margin", and FCOS can reach a recall "very similar" to that of anchors. Beside them, ours:
 
 # %% tags=["demo"]
-names = ("one level, stride 16", "three levels")
+names = ("stride 16 alone, whole boxes", "three levels, whole boxes")
 single, several = (count(wide, (160, 224), **settings[name]) for name in names)
 recall = count(targets, (128, 128), **three)[1]
 print(f"overlaps, by a large margin   {single[0]:.1%} with one level, {several[0]:.1%} with three")
-print(f"recall, very similar          {share} have an anchor that fits, {recall:.1%} a location")
+print(f"recall, very similar          {share} have an anchor that fits (better base),")
+print(f"                              {recall:.1%} own a location")
 
 # %% [markdown]
 # They also claim that boxes predicted near the middle are more reliable than those from near the sides. With a
@@ -700,8 +728,9 @@ check("01-locations", my_locations)
 
 # %% [markdown] tags=["exercise"]
 # 01-assign-targets
-# Write `assign_targets(points, boxes, labels, centers, radius)`, the three rules for all locations at once. The
-# arguments: `points.xy` (L, 2), `points.stride` (L,) and `points.reach` (L, 2), the ends of each location's range,
+# Write `assign_targets(points, boxes, labels, centers, radius)`, the three rules for all locations at once: strictly
+# inside the box; less than radius * stride from the centre along both axes; the longest distance in the range, whose
+# ends belong to it; the smallest box where several remain. The arguments: `points.xy` (L, 2), `points.stride` (L,) and `points.reach` (L, 2), the ends of each location's range,
 # all in pixels; boxes (B, M, 4), labels (B, M) with 0 for padding (no object), centers (B, M, 2), the middles of
 # the centre regions. Return labels (B, L), distances (B, L, 4) in strides, and the index of the object (B, L). What
 # stands at background locations in the last two does not matter; `radius` is never 0.
@@ -884,4 +913,4 @@ assert min(outside, shifts.max(), plain - official) > 0
 #   out.
 # - Focal, GIoU and cross-entropy loss train it; decoding, a score and NMS make the list of boxes.
 #
-# Next: [lesson 2, dynamic mask heads](02_dynamic_masks.ipynb): from a box to the outline of the object.
+# Next: [lesson 2, dynamic mask heads](02_dynamic_mask_heads.ipynb): from a box to the outline of the object.
