@@ -174,8 +174,8 @@ print(f"FCOS: {len(grid.xy)} locations, each of which predicts one box")
 #
 # 1. **Levels.** A level answers only for objects whose longest distance $\max(l, t, r, b)$ is in its range; ours
 #    are up to 32, 32 to 64, and above 64 pixels. Boxes of different size then mostly go to different levels.
-# 2. **Centre region** (`condinst:center-region`). Only locations less than $1.5\, s$ away from the object's centre,
-#    along both axes.
+# 2. **Centre region** (`condinst:center-region`). Only locations within $1.5\, s$ of the object's centre, along
+#    both axes.
 # 3. Where several objects still remain, **the smallest box wins**.
 #
 # A location that has an object is called **positive**. One without is background, label 0. Here are the rules as a
@@ -247,8 +247,7 @@ def count(targets, size, strides, ranges=(), radius=0):
     positives = ambiguous = owners = objects = 0
     for target in targets:
         boxes, labels, centers = fcos.pad_targets([target])
-        # Which objects each location could answer for: assign to every object as if it were alone.
-        one_by_one = (x[0][:, None] for x in (boxes, labels, centers))
+        one_by_one = (x[0][:, None] for x in (boxes, labels, centers))  # a batch: each object alone
         possible = (fcos.assign_targets(points, *one_by_one, radius).labels > 0).sum(0)  # (L,)
         found = fcos.assign_targets(points, boxes, labels, centers, radius)
         positive = found.labels[0] > 0
@@ -485,8 +484,7 @@ for ax, (name, found) in zip(axes, steps.items(), strict=True):
         pic.draw_image(ax, scene)
         pic.draw_boxes(ax, found.boxes[found.scores >= 0.1])
     ax.set(xlim=(0, 160), ylim=(96, 0))
-    drawn_from = "" if found is sure else ", drawn from 0.2 on"
-    ax.set_title(f"{name}: {len(found.scores)} boxes{drawn_from}", fontsize=8)
+    ax.set_title(f"{name}: {len(found.scores)} boxes", fontsize=9)
 figure
 
 # %% [markdown]
