@@ -488,8 +488,8 @@ for ax, (name, found) in zip(axes, steps.items(), strict=True):
 figure
 
 # %% [markdown]
-# On the star three classes survive, for NMS compares within a class only; and the square in front of it, in the same
-# colour, is not found.
+# On the star three classes survive, for NMS compares within a class only; and the square in front of it, in nearly the
+# same colour, is not found.
 
 # %% [markdown] tags=["instructor"]
 # Ask which of the boxes left after NMS are wrong, and what would remove them: a higher score threshold does it in
