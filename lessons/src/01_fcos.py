@@ -6,7 +6,7 @@
 #     name: python3
 #   lesson:
 #     title: "FCOS: boxes without anchors"
-#     minutes: {read: 50, do: 80, run: 1}
+#     minutes: {read: 50, do: 90, run: 1}
 #     needs: [PyTorch and convolutions, "lesson 0 for the score (AP)"]
 #     gives: [how a map of features becomes boxes, why several levels are needed, focal and GIoU loss from scratch]
 #     papers:

@@ -529,7 +529,8 @@ pic.show_panels(panels, columns=3)
 # No mask, everything, or noise, and never an error: 169 numbers are 169 numbers. This is why foreign weights
 # are tested by comparing outputs. Now mistakes in running the layers:
 
-# %%panels = found_by(model, "right")
+# %%
+panels = found_by(model, "right")
 for name in variants_of("condinst_edu.mask_head.run_layers"):
     with deviate(name) as deviation:
         panels |= found_by(model, name)
