@@ -122,10 +122,23 @@ def test_loader_groups(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a CUDA GPU")
-def test_pinned_memory(dataset: CocoDataset) -> None:
-    for images, _ in build_train_loader(dataset, TRANSFORM, 3, 0, 2, seed=1, workers=1, pin=True):
-        assert all(image.is_pinned() for image in images)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+def test_batches_on_a_gpu(dataset: CocoDataset) -> None:
+    expected = list(build_train_loader(dataset, TRANSFORM, 3, 0, 2, seed=1))
+    found = list(build_train_loader(dataset, TRANSFORM, 3, 0, 2, seed=1, workers=1, device="cuda"))
+    for images, targets in found:
+        assert all(image.is_cuda for image in images)
+        assert all(value.is_cuda for target in targets for value in target.values() if isinstance(value, Tensor))
+    moved = [
+        (
+            [image.cpu() for image in images],
+            [{k: v.cpu() if isinstance(v, Tensor) else v for k, v in t.items()} for t in targets],
+        )
+        for images, targets in found
+    ]
+    for (images, targets), (images_, targets_) in zip(expected, moved, strict=True):
+        torch.testing.assert_close(images, images_)
+        torch.testing.assert_close(targets, targets_)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +159,7 @@ def test_batches(dataset: CocoDataset) -> None:
         assert [target["image_id"] for target in targets] == ids
         for image, target in zip(images, targets, strict=True):
             assert image.dtype == torch.float32
+            assert 0.9 < image.max() <= 1
             assert target["masks"].shape == (len(target["boxes"]), *image[0, 2::4, 2::4].shape)
             assert target["masks"].dtype == torch.bool
 

@@ -146,7 +146,9 @@ class TrainTransform:
     mask_stride: int | None = None
 
     def __call__(self, image: Tensor, target: Target, seed: int) -> tuple[Tensor, Target]:
-        """Image (3, H, W) uint8 and target -> image float32 in [0, 1] and target without crowds and empty objects.
+        """Image (3, H, W) uint8 and target -> image uint8 and target without crowds and empty objects.
+
+        The loader makes floats of it (`to_float`) where they are needed: bytes are cheaper to hand on.
 
         With a mask stride, masks are `sample_masks` of the full-size ones (H, W not padded; an object between the cells
         has an empty one and stays, as in the official code), and `centers` (N, 2) are those of the full-size ones.
@@ -172,7 +174,7 @@ class TrainTransform:
         target = finish_target(target, draw(stored, place, self.mask_stride), place.new)
         if self.mask_stride is None:
             del target["centers"]  # full-size masks tell
-        return to_float(image), target
+        return image, target
 
 
 def draw_masks(masks: Tensor, place: Placement, stride: int | None) -> Drawn:
