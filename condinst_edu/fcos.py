@@ -282,7 +282,8 @@ def fcos_losses(outputs: Outputs, assignment: Assignment, giou_smooth: float = 1
     """Focal loss on the classes, GIoU loss on the boxes, binary cross-entropy on the centre-ness; one number each.
 
     Classes and centre-ness are divided by the number of positives, boxes are weighted by their centre-ness target and
-    divided by its sum, both of the whole batch where several processes share it (`normaliser`). Without positives the last two are 0 and every output still receives a gradient (of 0).
+    divided by its sum, both of the whole batch where several processes share it (`normaliser`). Without positives the
+    last two are 0 and every output still receives a gradient (of 0).
     giou_smooth: see `giou_loss`; 1 as in the official code. Source: condinst:eq-1 (L_fcos).
     """
     image, location = torch.nonzero(assignment.labels, as_tuple=True)  # the one host synchronisation
@@ -451,7 +452,7 @@ class FCOS(nn.Module):
         return pyramid, make_points(maps, self.strides, self.ranges), self.head(maps)
 
     def idle(self, pyramid: Sequence[Tensor]) -> Any:
-        """0, through which the levels below the head get a gradient of 0: training in processes waits for all of them."""
+        """0, through which the levels below the head get a gradient of 0: processes wait for every parameter's."""
         return 0 * sum(x.sum() for x in pyramid[: -len(self.strides)])
 
     def assign(self, points: Points, targets: Sequence[Target]) -> Assignment:
