@@ -36,7 +36,10 @@ USAGE = """usage: condinst-edu COMMAND [options]     (condinst-edu COMMAND --hel
 
 
 def main() -> None:
-    """Entry point: 0 on success, 2 on bad input (one sentence on stderr), 130 when interrupted."""
+    """Entry point: 0 on success, 2 on bad input (one sentence on stderr), 130 when interrupted.
+
+    A training that SIGTERM ends, after a checkpoint, exits with 143.
+    """
     sys.exit(run(sys.argv[1:]))
 
 
@@ -138,16 +141,24 @@ def train(arguments: list[str]) -> None:
         recipe = replace(recipe, **model_of(recipe.start))
     recipe = override_model(recipe, options.set)
     from condinst_edu.engine import evaluate
+    from condinst_edu.engine.distributed import join_processes, rank
     from condinst_edu.engine.train import open_split
     from condinst_edu.engine.train import train as run_training
 
     # Before training, so that a mistake shows now; labels mean what they mean in the training set.
     held_out = open_split(recipe, "val", open_split(recipe, "train").category_ids)
-    model = run_training(recipe, options.out, check_device(options.device))
-    scores = evaluate.evaluate(
-        model, held_out, short_side=recipe.test_short_side, max_size=recipe.max_size, device=options.device
-    )
-    evaluate.report(scores, options.out / "result.json")
+    with join_processes(options.device) as device:
+        model = run_training(recipe, options.out, check_device(device))
+        scores = evaluate.evaluate(
+            model,
+            held_out,
+            short_side=recipe.test_short_side,
+            max_size=recipe.max_size,
+            device=device,
+            workers=recipe.workers,
+        )
+        if rank() == 0:
+            evaluate.report(scores, options.out / "result.json")
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -416,3 +427,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "trace": trace,
     "doctor": doctor,
 }
+
+
+if __name__ == "__main__":  # for torchrun -m condinst_edu.cli
+    main()

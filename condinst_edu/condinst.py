@@ -31,7 +31,7 @@ from condinst_edu.fcos import (
 )
 from condinst_edu.layers.blocks import Norm, conv_block
 from condinst_edu.layers.images import Size, make_batch
-from condinst_edu.layers.losses import dice_loss
+from condinst_edu.layers.losses import dice_loss, normaliser
 from condinst_edu.layers.upsample import aligned_upsample, resize_masks
 from condinst_edu.mask_head import DynamicMaskHead
 
@@ -156,7 +156,7 @@ def semantic_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     one_hot = F.one_hot(labels, logits.shape[1] + 1)[..., 1:].permute(0, 3, 1, 2).to(logits.dtype)
     total = sigmoid_focal_loss(logits, one_hot, alpha=0.25, gamma=2, reduction="sum")
-    return total / (labels > 0).sum().clamp(min=1)
+    return total / normaliser((labels > 0).sum().float())
 
 
 # ---------------------------------------------------------------------------------------------------------- inference
@@ -272,6 +272,7 @@ class CondInst(nn.Module):
         """All losses by name; the overall loss is their plain sum. Source: condinst:eq-1 (lambda is 1)."""
         assignment = self.fcos.assign(points, targets)
         losses = fcos_losses(outputs, assignment, self.fcos.giou_smooth)
+        losses["loss_box"] = losses["loss_box"] + self.fcos.idle(pyramid)
         losses["loss_mask"] = self.mask_loss(points, outputs, assignment, features, targets)
         if self.semantic is not None:
             logits = self.semantic(pyramid[0])
@@ -295,7 +296,7 @@ class CondInst(nn.Module):
             scores = aligned_upsample(logits, self.factor).sigmoid()  # (S, h, w)
             dice = dice_loss(scores, truth[i, assignment.matched[i, chosen]])
             total = total + (dice * positive[i]).sum()
-        return total / positive.sum().clamp(min=1)
+        return total / normaliser(positive.sum().float())
 
     def mask_logits(self, points: Points, outputs: Outputs, features: Tensor, image: int, location: Tensor) -> Tensor:
         """Mask logits (N, H, W), at the bottom branch's stride, of the instances at N locations of one image."""

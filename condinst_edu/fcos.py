@@ -24,7 +24,7 @@ from condinst_edu.layers.bifpn import BiFPN
 from condinst_edu.layers.blocks import Norm, conv_block
 from condinst_edu.layers.fpn import FPN
 from condinst_edu.layers.images import Batch, Size, make_batch
-from condinst_edu.layers.losses import giou_loss
+from condinst_edu.layers.losses import giou_loss, normaliser
 
 Target = Mapping[str, Any]
 
@@ -282,21 +282,22 @@ def fcos_losses(outputs: Outputs, assignment: Assignment, giou_smooth: float = 1
     """Focal loss on the classes, GIoU loss on the boxes, binary cross-entropy on the centre-ness; one number each.
 
     Classes and centre-ness are divided by the number of positives, boxes are weighted by their centre-ness target and
-    divided by its sum. Without positives the last two are 0 and every output still receives a gradient (of 0).
+    divided by its sum, both of the whole batch where several processes share it (`normaliser`). Without positives the
+    last two are 0 and every output still receives a gradient (of 0).
     giou_smooth: see `giou_loss`; 1 as in the official code. Source: condinst:eq-1 (L_fcos).
     """
     image, location = torch.nonzero(assignment.labels, as_tuple=True)  # the one host synchronisation
-    num_positive = max(len(image), 1)
     one_hot = F.one_hot(assignment.labels, outputs.logits.shape[-1] + 1)[..., 1:]
     focal = sigmoid_focal_loss(outputs.logits, one_hot.to(outputs.logits), alpha=0.25, gamma=2, reduction="sum")
 
     target_distances = assignment.distances[image, location]  # (R, 4)
     weight = centerness(target_distances).to(outputs.logits)
     giou = giou_loss(outputs.distances[image, location], target_distances.to(outputs.distances), giou_smooth)
+    num_positive = normaliser(weight.new_full((), len(image)))
     entropy = F.binary_cross_entropy_with_logits(outputs.centerness[image, location], weight, reduction="sum")
     return {
         "loss_class": focal / num_positive,
-        "loss_box": (giou * weight).sum() / weight.sum().clamp(min=1e-6),
+        "loss_box": (giou * weight).sum() / normaliser(weight.sum(), least=1e-6),
         "loss_centerness": entropy / num_positive,
     }
 
@@ -432,10 +433,11 @@ class FCOS(nn.Module):
         output_sizes: Sequence[Size] | None = None,
     ) -> Any:
         batch = make_batch(images, self.mean, self.std, self.divisor)
-        _, points, outputs = self.run(batch)
+        pyramid, points, outputs = self.run(batch)
         if self.training:
             check_targets(images, targets)
-            return fcos_losses(outputs, self.assign(points, targets or ()), self.giou_smooth)
+            losses = fcos_losses(outputs, self.assign(points, targets or ()), self.giou_smooth)
+            return {**losses, "loss_box": losses["loss_box"] + self.idle(pyramid)}
         results = []
         for i, (size, output_size) in enumerate(batch.with_output(output_sizes)):
             found = self.detect(points, outputs, i)
@@ -448,6 +450,10 @@ class FCOS(nn.Module):
         pyramid = self.fpn(self.backbone(batch.images))
         maps = pyramid[-len(self.strides) :]
         return pyramid, make_points(maps, self.strides, self.ranges), self.head(maps)
+
+    def idle(self, pyramid: Sequence[Tensor]) -> Any:
+        """0, through which the levels below the head get a gradient of 0: processes wait for every parameter's."""
+        return 0 * sum(x.sum() for x in pyramid[: -len(self.strides)])
 
     def assign(self, points: Points, targets: Sequence[Target]) -> Assignment:
         """Targets of all locations for a batch."""

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from condinst_edu.engine.checkpoint import load_model, load_run, load_state, save_model
 from condinst_edu.engine.predict import draw, picture_names, predict
 from condinst_edu.engine.recipe import Recipe, build_model, override_model
-from condinst_edu.engine.train import build_optimizer, open_split, rate_factor, train
+from condinst_edu.engine.schedule import build_optimizer, rate_factor
+from condinst_edu.engine.train import open_split, train
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
 from condinst_edu.recipes import RECIPES, get_recipe

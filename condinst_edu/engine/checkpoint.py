@@ -1,11 +1,12 @@
 """Two kinds of files: `last.pt`, all that a run needs to go on, and `model.safetensors`, all that it takes to use it.
 
-Both are written under a temporary name and renamed. Neither runs code when it is read: the first is loaded with
-weights_only=True, the second holds tensors and a JSON text.
+Both are written under a temporary name and renamed; the `last.pt` before stays as `previous.pt`. Neither runs
+code when it is read: the first is loaded with weights_only=True, the second holds tensors and a JSON text.
 """
 
 import dataclasses
 import json
+import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,10 @@ from condinst_edu.datasets.coco import CocoDataset
 from condinst_edu.engine.recipe import Recipe, build_model
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
+
+
+class BrokenCheckpoint(UserError):
+    """A checkpoint that was cut off or damaged; an older one may be whole."""
 
 
 class Trained(NamedTuple):
@@ -79,6 +84,8 @@ def save_run(path: Path, recipe: Recipe, data: Mapping[str, Any], state: Mapping
     with whole_file(path) as temporary:
         try:
             torch.save({"recipe": plain(recipe), "data": dict(data), **state}, temporary)
+            if path.exists():
+                os.replace(path, path.with_name("previous.pt"))
         except RuntimeError as error:  # how torch reports a full disk
             raise OSError(str(error).splitlines()[0]) from None
 
@@ -94,16 +101,17 @@ def load_run(path: Path, recipe: Recipe, data: Mapping[str, Any]) -> dict[str, A
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a damaged pickle can raise anything; none of its code is run
-        raise UserError(f"{path} is no whole checkpoint ({type(error).__name__} while reading it)") from None
-    keys = {"recipe", "data", "iteration", "model", "averaged", "optimizer", "random"}
+        raise broken(path, error) from None
+    keys = {"recipe", "data", "iteration", "model", "averaged", "optimizer", "scaler", "random", "best"}
     if not (isinstance(state, dict) and keys <= state.keys() and isinstance(state["recipe"], dict)):
         raise UserError(f"{path} is no checkpoint of `condinst-edu train`")
     if state["data"] != dict(data):
         raise UserError(
             f"{path} was trained on other images or classes than this data has (another --out starts a new run)"
         )
-    free = {"data", "workers", "log_every", "save_every", "cache"}  # may change without changing the result
-    then, now = state["recipe"], plain(recipe)
+    # May change without changing the result.
+    free = {"data", "workers", "cache", "log_every", "save_every", "eval_every", "tensorboard"}
+    then, now = {**plain(Recipe()), **state["recipe"]}, plain(recipe)
     changed = [name for name in now if name not in free and then.get(name) != now[name]]
     if changed:
         first, before, after = changed[0], then.get(changed[0]), now[changed[0]]
@@ -115,6 +123,10 @@ def load_run(path: Path, recipe: Recipe, data: Mapping[str, Any]) -> dict[str, A
             "(another --out starts a new run)"
         )
     return state
+
+
+def broken(path: Path, error: Exception) -> BrokenCheckpoint:
+    return BrokenCheckpoint(f"{path} is no whole checkpoint ({type(error).__name__} while reading it)")
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

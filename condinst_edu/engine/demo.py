@@ -21,7 +21,8 @@ from condinst_edu.engine.checkpoint import plain
 from condinst_edu.engine.evaluate import evaluate, mask_ceiling
 from condinst_edu.engine.predict import COLORS, detect
 from condinst_edu.engine.recipe import Recipe
-from condinst_edu.engine.train import choose_threads, open_split, train
+from condinst_edu.engine.threads import choose_threads
+from condinst_edu.engine.train import open_split, train
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file, writable_folder
 from condinst_edu.recipes.shapes import shapes_condinst
@@ -101,7 +102,7 @@ def score(model: nn.Module, held_out: CocoDataset) -> dict[str, Any]:
 def fresh_run(out: Path) -> Path:
     """The folder for the training run, without what an earlier demo wrote there."""
     run = out / "run"
-    for name in ("last.pt", "log.jsonl", "recipe.json", "model.safetensors"):
+    for name in ("last.pt", "previous.pt", "log.jsonl", "recipe.json", "model.safetensors"):
         (run / name).unlink(missing_ok=True)
     return run
 

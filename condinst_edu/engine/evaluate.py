@@ -17,11 +17,13 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from condinst_edu.datasets.batching import build_eval_loader
 from condinst_edu.datasets.coco import CocoDataset
 from condinst_edu.datasets.coco_json import Coco, check_coco, encode_segmentation, read_coco
 from condinst_edu.datasets.transforms import drop_crowd, resize_nearest, resized_size, sample_masks
+from condinst_edu.engine.distributed import gather_to_first, of_first, rank, world
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
 from condinst_edu.layers.upsample import resize_masks
@@ -160,11 +162,12 @@ def evaluate(
 
     model([image (3, H, W) in [0, 1]], output_sizes=[(height, width)]) gives one dict of detections per image; without
     masks, box AP alone. short_side, max_size: pixels of the image that the model sees, None for the stored size.
-    Returns `coco_ap`. At no time are bitmaps of more than one image in memory.
+    Returns `coco_ap`. At no time are bitmaps of more than one image in memory. Several processes (`join_processes`)
+    share the images; the first one scores all results and tells the others.
     """
     results = detect_all(model, dataset, short_side, max_size, device, progress, workers)
     kinds = ("bbox", "segm") if all("segmentation" in result for result in results) else ("bbox",)
-    return coco_ap(dataset.annotation_file, results, kinds, dataset.image_ids)
+    return of_first(coco_ap(dataset.annotation_file, results, kinds, dataset.image_ids) if rank() == 0 else None)
 
 
 @torch.inference_mode()
@@ -177,18 +180,22 @@ def detect_all(
     progress: bool = True,
     workers: int = 0,
 ) -> list[Result]:
-    """Detections of a model on all images of a set, as COCO results; arguments as in `evaluate`."""
+    """Detections of a model on all images of a set, as COCO results; arguments as in `evaluate`.
+
+    Of several processes, each takes every world()-th image, and the first gets all results, the others none.
+    """
     training = model.training
     model.to(device).eval()
     results: list[Result] = []
-    with progress_bar(progress) as bar:
-        task = bar.add_task("evaluating", total=len(dataset), note="")
-        for image, image_id, size in build_eval_loader(dataset, short_side, max_size, workers):
+    share: Any = dataset if world() == 1 else Subset(dataset, range(rank(), len(dataset), world()))
+    with progress_bar(progress and rank() == 0) as bar:
+        task = bar.add_task("evaluating", total=len(share), note="")
+        for image, image_id, size in build_eval_loader(share, short_side, max_size, workers):
             detections = model([image.to(device)], output_sizes=[size])[0]
             results += encode_results(detections, image_id, dataset.category_ids)
             bar.advance(task)
     model.train(training)
-    return results
+    return [result for part in gather_to_first(results) for result in part]
 
 
 def report(scores: Scores, out: Path | None = None) -> None:

@@ -60,7 +60,15 @@ class Recipe:
     iterations: int = 90_000
     """Steps of the optimiser."""
     batch_size: int = 16
-    """Images per step."""
+    """Images per step, of all processes together."""
+    accumulate: int = 1
+    """Parts that a process takes its share of a batch in, one after the other, where it does not fit at once."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Mixed precision: convolutions in bfloat16, or in float16 with scaled losses."""
+    sync_bn: bool = False
+    """Batch norms take their statistics from the images of all processes (needs GPUs)."""
+    compile: bool = False
+    """torch.compile for backbone, pyramid and head."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum or AdamW."""
     lr: float = 0.01
@@ -71,10 +79,12 @@ class Recipe:
     """On all parameters but those of normalisation layers."""
     clip: float = 0.0
     """Largest gradient norm; 0 does not clip."""
-    schedule: Literal["step", "cosine"] = "step"
-    """After the warm-up: a tenth at each milestone, or half a cosine down to 0."""
+    schedule: Literal["step", "cosine", "poly"] = "step"
+    """After the warm-up: a tenth at each milestone; half a cosine down to 0; or (share of iterations left) ^ power."""
     milestones: tuple[float, ...] = (2 / 3, 8 / 9)
     """Of "step", as shares of the iterations."""
+    power: float = 0.9
+    """Of "poly"."""
     warmup: float = 1 / 90
     """Share of the iterations over which the rate rises linearly."""
     warmup_factor: float = 0.001
@@ -88,6 +98,10 @@ class Recipe:
     """Iterations between two lines of the log."""
     save_every: int = 1000
     """Iterations between two checkpoints."""
+    eval_every: int = 0
+    """Iterations between two evaluations on the held-out images, of which the best model is kept; 0 for none."""
+    tensorboard: bool = False
+    """Write the log for TensorBoard too."""
 
 
 def build_model(model: str, num_classes: int, model_args: dict[str, Any]) -> nn.Module:
@@ -132,16 +146,19 @@ LIMITS: dict[str, tuple[float, float]] = {
     "vertical_flip": (0, 1),
     "iterations": (1, 1e9),
     "batch_size": (1, 1e5),
+    "accumulate": (1, 1e5),
     "lr": (0, 1e9),
     "momentum": (0, 0.9999),
     "weight_decay": (0, 1e3),
     "clip": (0, 1e9),
     "warmup": (0, 1),
     "warmup_factor": (0, 1),
+    "power": (0, 100),
     "ema": (0, 0.999999),
     "seed": (0, 2**32 - 1),
     "log_every": (1, 1e9),
     "save_every": (1, 1e9),
+    "eval_every": (0, 1e9),
 }
 
 

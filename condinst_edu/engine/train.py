@@ -1,34 +1,57 @@
-"""Training on one device: one flat loop over iterations.
+"""Training: one flat loop over iterations, in one process or in many.
 
     condinst-edu train shapes-condinst --data data/shapes-full --out runs/shapes
     condinst-edu train shapes-condinst --data data/shapes-full --out runs/shapes     # again: goes on where it stopped
 
+On the eight GPUs of a machine; on those of two machines that share --out (on each, with the first one's name); where
+machines come and go (any two to four; the run goes on from its last checkpoint when their number changes):
+
+    torchrun --nproc-per-node 8 -m condinst_edu.cli train RECIPE --device cuda
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 -m condinst_edu.cli train ...
+    torchrun --nnodes 2:4 --max-restarts 5 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 -m ...
+
+A recipe's batch is that of all processes together: each takes an equal share, and losses are divided by the positives
+of all, so that the number of processes changes the speed and nothing else, but for rounding. (Each process pads its
+images to its own largest one; what a group norm sees of the padding is the only difference.)
+
 The order of the data and all augmentation depend on (seed, iteration) alone, so a checkpoint needs no loader state, and
-a run that was interrupted ends with the very weights of one that was not (on the same machine and number of threads).
+a run that was interrupted ends with the very weights of one that was not (on the same machine and number of threads and
+processes). SIGTERM ends a run after the present step, with a checkpoint and exit status 143.
 """
 
 import json
-import math
-import time
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from condinst_edu.datasets.batching import TrainLoader, build_train_loader
 from condinst_edu.datasets.coco import CocoDataset
 from condinst_edu.datasets.transforms import TrainTransform
-from condinst_edu.engine.checkpoint import data_of, load_run, load_state, plain, save_model, save_run
-from condinst_edu.engine.recipe import Recipe, build_model, check_recipe
+from condinst_edu.engine.checkpoint import plain, save_model
+from condinst_edu.engine.distributed import (
+    Termination,
+    ignore_termination,
+    keep_gradients,
+    rank,
+    same_everywhere,
+    share_gradients,
+    world,
+)
+from condinst_edu.engine.evaluate import evaluate
+from condinst_edu.engine.log import Log, LossRecord
+from condinst_edu.engine.recipe import Recipe, check_recipe
+from condinst_edu.engine.schedule import set_rate
+from condinst_edu.engine.state import TrainState, start_state
 from condinst_edu.errors import UserError
-from condinst_edu.files import cannot_write, whole_file, writable_folder
-from condinst_edu.official import begin_with
+from condinst_edu.files import whole_file, writable_folder
 from condinst_edu.progress import progress_bar
 
 OnStep = Callable[[int, nn.Module], None]
+AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(
@@ -36,129 +59,134 @@ def train(
 ) -> nn.Module:
     """Train as the recipe says; returns the model to use, in eval mode.
 
-    Writes to `out`: recipe.json, log.jsonl, last.pt (to go on from), model.safetensors (the result). Where last.pt
-    exists already, the run goes on from it. on_step(iterations done, model to use) is called after every step.
-    Errors: UserError where data, arguments or `out` are not right, or the loss is no longer a number.
+    Writes to `out`: recipe.json, log.jsonl, last.pt (to go on from) and previous.pt (the one before it),
+    best.safetensors (where the recipe evaluates), model.safetensors (the result). Where last.pt exists already, the run
+    goes on from it. on_step(iterations done, model to use) is called after every step.
+    Among several processes (`join_processes`), all call it, and process 0 writes.
+    Errors: UserError where data, arguments or `out` are not right, or the loss is no longer a number; SystemExit with
+    status 143 after SIGTERM.
     """
     check_recipe(recipe)
-    writable_folder(out)
+    check_shares(recipe)
+    first = rank() == 0
+    if first:
+        writable_folder(out)
     dataset = open_split(recipe, "train")
-    torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, len(dataset.category_ids), recipe.model_args)
-    if recipe.start is not None and not (out / "last.pt").exists():
-        begin_with(model, recipe.start, dataset.class_names)
-    model = model.to(device).to(memory_format=torch.channels_last).train()
-    averaged = average(model, recipe.ema) if recipe.ema else None
-    result = averaged.module if averaged is not None else model
-    optimizer = build_optimizer(model, recipe)
-    start = 0
-    if (out / "last.pt").exists():
-        start = resume(out / "last.pt", recipe, dataset, model, averaged, optimizer)
-    with whole_file(out / "recipe.json") as temporary:
-        temporary.write_text(json.dumps(plain(recipe), indent=2))
-
-    def save(iteration: int) -> None:
-        state = {"iteration": iteration, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        state |= {"averaged": averaged.state_dict() if averaged is not None else None}
-        state["random"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
-        if not all(bool(p.isfinite().all()) for p in model.parameters()):
-            raise UserError(f"the weights are no longer numbers at iteration {iteration}: a lower --lr may help")
-        save_run(out / "last.pt", recipe, data_of(dataset), state)
-
-    log = Log(out / "log.jsonl", start)
-    batches = train_batches(recipe, dataset, model, start, recipe.iterations)
-    with progress_bar(show_progress) as progress:
-        task = progress.add_task("training", total=recipe.iterations, completed=start, note="")
-        for iteration, (images, targets) in enumerate(batches, start=start):
-            set_rate(optimizer, recipe, iteration)
-            losses = step(model, optimizer, recipe.clip, to_device(images, device), to_device(targets, device))
-            if averaged is not None:
-                averaged.update_parameters(model)
-            done = iteration + 1
-            save_now = done % recipe.save_every == 0 or done == recipe.iterations
+    held_out = open_split(recipe, "val", dataset.category_ids) if recipe.eval_every else None
+    state = start_state(recipe, dataset, out, device)
+    runner = share_gradients(state.model, device)
+    batches = train_batches(recipe, dataset, state.model, state.iteration, recipe.iterations)
+    record = LossRecord()
+    with progress_bar(show_progress and first) as progress, Termination() as termination:
+        log = None
+        if first:
+            write_recipe(recipe, out)
+            log = Log(out, state.iteration, recipe, progress.console if show_progress else None)
+        task = progress.add_task("training", total=recipe.iterations, completed=state.iteration, note="")
+        for images, targets in batches:
+            termination.ask()
+            set_rate(state.optimizer, recipe, state.iteration)
+            batch = to_device(images, device), to_device(targets, device)
+            precision = (AMP[recipe.amp], state.scaler)
+            losses = step(runner, state.optimizer, recipe.clip, *batch, recipe.accumulate, *precision)
+            if state.averaged is not None:
+                state.averaged.update_parameters(state.model)
+            state.iteration = done = state.iteration + 1
+            record.add(done, losses, targets)
+            stop = termination.answer()
+            evaluate_now = held_out is not None and (done % recipe.eval_every == 0 or done == recipe.iterations)
+            save_now = done % recipe.save_every == 0 or done == recipe.iterations or evaluate_now or stop
             if done % recipe.log_every == 0 or save_now:
-                values = read_losses(losses, done, targets)
-                log.write({"iteration": done, "lr": optimizer.param_groups[0]["lr"], **values})
+                values = record.read()
+                if log is not None:
+                    log.write({"iteration": done, "lr": state.optimizer.param_groups[0]["lr"], **values})
                 progress.update(task, note=" ".join(f"{name} {value:.2f}" for name, value in values.items()))
             progress.update(task, completed=done)
+            if evaluate_now and held_out is not None and not stop:
+                scores = score(state, held_out, out)
+                if log is not None:
+                    log.write({"iteration": done, **scores})
             if save_now:
-                save(done)
+                state.save(out)
             if on_step is not None:
-                on_step(done, result)
-    save_model(out / "model.safetensors", result, recipe, dataset.category_ids, dataset.class_names)
-    return result.eval()
+                on_step(done, state.result)
+            if stop and done < recipe.iterations:
+                if first:
+                    print(f"stopped by SIGTERM after iteration {done}, which {out / 'last.pt'} holds", file=sys.stderr)
+                sys.exit(143)
+    same_everywhere(state.result)
+    if first:
+        save_model(out / "model.safetensors", state.result, recipe, dataset.category_ids, dataset.class_names)
+    return state.result.eval()
 
 
 def step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, clip: float, images: list[Tensor], targets: list[dict[str, Any]]
-) -> dict[str, Tensor]:
-    """One step of the optimiser on one batch; the losses, detached."""
-    losses = model(images, targets)
-    optimizer.zero_grad(set_to_none=True)
-    sum(losses.values()).backward()
-    if clip:
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
-    return {name.removeprefix("loss_"): loss.detach() for name, loss in losses.items()}
-
-
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD or AdamW; the weights and biases of normalisation layers are not decayed, as in the official code."""
-    norms: list[Tensor] = []
-    others: list[Tensor] = []
-    for module in model.modules():
-        kept = norms if isinstance(module, nn.GroupNorm | nn.modules.batchnorm._BatchNorm) else others
-        kept += [p for p in module.parameters(recurse=False) if p.requires_grad]
-    groups = [{"params": others, "weight_decay": recipe.weight_decay}, {"params": norms, "weight_decay": 0.0}]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.99))
-
-
-def rate_factor(recipe: Recipe, iteration: int) -> float:
-    """The learning rate at an iteration, as a share of the recipe's: linear warm-up, then steps or a cosine."""
-    warmup = recipe.warmup * recipe.iterations
-    share = iteration / recipe.iterations
-    if recipe.schedule == "step":
-        factor = 0.1 ** sum(share >= milestone for milestone in recipe.milestones)
-    else:
-        factor = (1 + math.cos(math.pi * max(0, iteration - warmup) / max(1, recipe.iterations - warmup))) / 2
-    if iteration < warmup:
-        factor *= recipe.warmup_factor + (1 - recipe.warmup_factor) * iteration / warmup
-    return factor
-
-
-def set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, iteration: int) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.lr * rate_factor(recipe, iteration)
-
-
-def average(model: nn.Module, decay: float) -> AveragedModel:
-    """Running mean of weights and statistics, started from the model itself."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True).eval()
-
-
-def resume(
-    path: Path,
-    recipe: Recipe,
-    dataset: CocoDataset,
     model: nn.Module,
-    averaged: AveragedModel | None,
     optimizer: torch.optim.Optimizer,
-) -> int:
-    """Fill everything from a checkpoint; returns the number of iterations done."""
-    state = load_run(path, recipe, data_of(dataset))
-    load_state(model, state["model"], path)
-    if averaged is not None:
-        load_state(averaged, state["averaged"], path)
-    try:
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"][0])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random"][1:])
-        return int(state["iteration"])
-    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
-        raise UserError(f"{path} is no whole checkpoint ({type(error).__name__} while reading it)") from None
+    clip: float,
+    images: list[Tensor],
+    targets: list[dict[str, Any]],
+    accumulate: int = 1,
+    amp: torch.dtype | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> dict[str, Tensor]:
+    """One step of the optimiser on one batch; the losses, detached.
+
+    accumulate: parts in which the batch is taken, each the images i, i + accumulate, ..., so that it holds the same
+    images however many processes share the batch; amp: type of the convolutions; scaler: of the losses, for float16.
+    """
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
+    optimizer.zero_grad(set_to_none=True)
+    total: dict[str, Any] = {}
+    for i in range(accumulate):
+        with keep_gradients(model, here=i < accumulate - 1):  # the last part's are shared with the other processes
+            with torch.autocast(images[0].device.type, amp, enabled=amp is not None):
+                losses = model(images[i::accumulate], targets[i::accumulate])
+            scaler.scale(sum(losses.values()) / accumulate).backward()
+        for name, loss in losses.items():
+            total[name.removeprefix("loss_")] = total.get(name.removeprefix("loss_"), 0) + loss.detach() / accumulate
+    if clip:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+    scaler.step(optimizer)
+    scaler.update()
+    return total
+
+
+def score(state: TrainState, held_out: CocoDataset, out: Path) -> dict[str, float]:
+    """AP of the model to use on the held-out images, shared by all processes; the best model is kept."""
+    recipe = state.recipe
+    same_everywhere(state.result)
+    scores = evaluate(
+        state.result,
+        held_out,
+        short_side=recipe.test_short_side,
+        max_size=recipe.max_size,
+        device=state.device,
+        progress=False,
+        workers=recipe.workers,
+    )
+    value = scores["mask" if "mask" in scores else "box"]["AP"]
+    if value > state.best:
+        state.best = value
+        if rank() == 0:
+            dataset = state.dataset
+            save_model(out / "best.safetensors", state.result, recipe, dataset.category_ids, dataset.class_names)
+    return {f"{kind}_AP": values["AP"] for kind, values in scores.items()}
+
+
+def check_shares(recipe: Recipe) -> None:
+    """UserError unless every process gets as many images of a batch, and as many in each part."""
+    if recipe.batch_size % (world() * recipe.accumulate):
+        raise UserError(
+            f"a batch of {recipe.batch_size} images cannot be shared equally by {world()} processes "
+            f"that take it in {recipe.accumulate} parts"
+        )
+
+
+def write_recipe(recipe: Recipe, out: Path) -> None:
+    with whole_file(out / "recipe.json") as temporary:
+        temporary.write_text(json.dumps(plain(recipe), indent=2))
 
 
 def open_split(recipe: Recipe, split: str, category_ids: list[int] | None = None) -> CocoDataset:
@@ -182,76 +210,16 @@ def train_batches(recipe: Recipe, dataset: CocoDataset, model: nn.Module, start:
     """
     stride = getattr(model, "mask_stride", None) if getattr(model, "semantic", None) is None else None
     transform = TrainTransform(recipe.short_sides, recipe.max_size, recipe.flip, recipe.vertical_flip, stride)
-    return build_train_loader(dataset, transform, recipe.batch_size, start, iterations, recipe.seed, recipe.workers)
+    order = (recipe.batch_size, start, iterations, recipe.seed)
+    batches = build_train_loader(dataset, transform, *order, recipe.workers, rank(), world())
+    batches.loader.worker_init_fn = ignore_termination
+    return batches
 
 
 def to_device(batch: list[Any], device: str) -> list[Any]:
     def move(item: Any) -> Any:
         if isinstance(item, dict):
             return {key: move(value) for key, value in item.items()}
-        return item.to(device) if isinstance(item, Tensor) else item
+        return item.to(device, non_blocking=True) if isinstance(item, Tensor) else item
 
     return [move(item) for item in batch]
-
-
-def read_losses(losses: dict[str, Tensor], iteration: int, targets: list[dict[str, Any]]) -> dict[str, float]:
-    """Losses as numbers; UserError names the images where one of them is no number any more."""
-    values = {name: loss.item() for name, loss in losses.items()}
-    if not all(math.isfinite(value) for value in values.values()):
-        ids = [target["image_id"] for target in targets]
-        raise UserError(f"the loss is no longer a number at iteration {iteration} (images {ids}): {values}")
-    return values
-
-
-class Log:
-    """JSON lines of a run; when it goes on from an iteration, lines after that one are dropped."""
-
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
-        lines = path.read_text(errors="replace").splitlines() if path.is_file() and start else []
-        kept = [line for line in lines if 0 <= self.iteration(line) <= start]
-        with whole_file(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept))
-
-    @staticmethod
-    def iteration(line: str) -> int:
-        """The iteration that a line is of; -1 for one that is cut off."""
-        try:
-            return int(json.loads(line)["iteration"])
-        except (ValueError, TypeError, KeyError):
-            return -1
-
-    def write(self, values: dict[str, float]) -> None:
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(values) + "\n")
-        except OSError as error:
-            raise cannot_write(self.path, error) from None
-
-
-def probe_rate(recipe: Recipe, steps: int = 6) -> float:
-    """Iterations per second on this machine with torch's present number of threads, from a few throw-away steps."""
-    dataset = open_split(recipe, "train")
-    model = build_model(recipe.model, len(dataset.category_ids), recipe.model_args)
-    model = model.to(memory_format=torch.channels_last).train()
-    optimizer = build_optimizer(model, recipe)
-    begin = 0.0
-    for iteration, (images, targets) in enumerate(train_batches(recipe, dataset, model, 0, steps + 2)):
-        if iteration == 2:  # the first steps warm up
-            begin = time.monotonic()
-        step(model, optimizer, recipe.clip, images, targets)
-    return steps / (time.monotonic() - begin)
-
-
-def choose_threads(recipe: Recipe) -> float:
-    """Set torch's number of threads to one, two or all, whichever is fastest just now; returns iterations per second.
-
-    On a busy machine several threads that wait for each other are many times slower than one.
-    """
-    rates = {}
-    most = torch.get_num_threads()
-    for threads in sorted({1, min(2, most), most}):
-        torch.set_num_threads(threads)
-        rates[threads] = probe_rate(recipe)
-    torch.set_num_threads(max(rates, key=rates.__getitem__))
-    return max(rates.values())

@@ -4,7 +4,20 @@ Legend: N boxes or masks.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+
+
+def normaliser(count: Tensor, least: float = 1.0) -> Tensor:
+    """What a process divides its part of a loss by: the sum of all processes' counts, at least `least`, per process.
+
+    count: a number (), without gradient. DistributedDataParallel takes the mean of the processes' gradients, which then
+    is the gradient of one process that has all the images. In a single process: the count, at least `least`.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return count.clamp(min=least)
+    total = count.clone()
+    distributed.all_reduce(total)
+    return total.clamp(min=least) / distributed.get_world_size()
 
 
 def dice_loss(scores: Tensor, targets: Tensor, eps: float = 1e-5) -> Tensor:

@@ -24,7 +24,8 @@ from condinst_edu.datasets.shapes_coco import write_shapes
 from condinst_edu.engine.checkpoint import load_state
 from condinst_edu.engine.evaluate import STATS, evaluate
 from condinst_edu.engine.recipe import Recipe, build_model, override_model
-from condinst_edu.engine.train import choose_threads, open_split, train
+from condinst_edu.engine.threads import choose_threads
+from condinst_edu.engine.train import open_split, train
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file, writable_folder
 from condinst_edu.papers.forms import Table, cell_text
