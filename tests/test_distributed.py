@@ -18,6 +18,7 @@ from test_engine import SAMPLE
 from condinst_edu.engine.checkpoint import load_model
 from condinst_edu.engine.evaluate import evaluate
 from condinst_edu.engine.train import open_split
+
 from test_engine import tiny_recipe  # isort: skip
 
 JOB = Path(__file__).with_name("distributed_job.py")
