@@ -306,6 +306,7 @@ WRONG: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (take("images", 1, "file_name"), r"images\[1\]: 'file_name' is a text, not None"),
     (take("images", 1, "height"), r"images\[1\] has no 'height'"),
     (put("images", 1, width=0), r"images\[1\]: 'width' is 0, but an image has at least one pixel"),
+    (put("images", 1, width=10**9), r"images\[1\] has 33000000000 pixels, more than the 89478485 that are read"),
     (put("images", 1, width=47.5), r"images\[1\]: 'width' is an integer, not 47.5"),
     (take("categories", 0, "name"), r"categories\[0\]: 'name' is a text, not None"),
     (put("annotations", 0, iscrowd=2), r"annotations\[0\]: 'iscrowd' is 0 or 1, not 2"),

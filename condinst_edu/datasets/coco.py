@@ -25,13 +25,11 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from condinst_edu.datasets.coco_json import Coco, Item, encode_segmentation, read_coco
+from condinst_edu.datasets.coco_json import LARGEST_IMAGE, Coco, Item, encode_segmentation, read_coco
 from condinst_edu.datasets.outlines import Segmentation, decode_masks
 from condinst_edu.errors import UserError
 
 Sample = tuple[Tensor, dict[str, Any]]
-
-LARGEST_IMAGE = 89_478_485  # pixels, a quarter of a gigabyte in RGB: Pillow's own limit
 
 logger = logging.getLogger(__name__)
 
