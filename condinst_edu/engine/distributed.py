@@ -5,8 +5,10 @@ everything else, such as lists and the wish to stop, through gloo: that never wa
 """
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -152,9 +154,17 @@ class Termination:
         return bool(self.agreed)
 
 
-def ignore_termination(worker: int) -> None:
-    """Of a loader process: the signal goes to the whole group, and the training process decides when all end."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def bind_worker(worker: int) -> None:
+    """Let a loader process live as long as the process that trains: no shorter, and no longer.
+
+    Signals to the group of processes do not reach it, and where its parent is killed, so is it: it holds copies of the
+    parent's connections, and as long as these are open nobody sees that the parent is gone.
+    """
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # <sys/prctl.h>
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def seed_of_rank(seed: int, iteration: int = 0) -> None:

@@ -34,7 +34,7 @@ from condinst_edu.datasets.transforms import TrainTransform
 from condinst_edu.engine.checkpoint import plain, save_model
 from condinst_edu.engine.distributed import (
     Termination,
-    ignore_termination,
+    bind_worker,
     keep_gradients,
     rank,
     same_everywhere,
@@ -212,7 +212,7 @@ def train_batches(recipe: Recipe, dataset: CocoDataset, model: nn.Module, start:
     transform = TrainTransform(recipe.short_sides, recipe.max_size, recipe.flip, recipe.vertical_flip, stride)
     order = (recipe.batch_size, start, iterations, recipe.seed)
     batches = build_train_loader(dataset, transform, *order, recipe.workers, rank(), world())
-    batches.loader.worker_init_fn = ignore_termination
+    batches.loader.worker_init_fn = bind_worker
     return batches
 
 
