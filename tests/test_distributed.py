@@ -15,15 +15,6 @@ import torch
 from distributed_job import CASES
 from test_engine import SAMPLE
 
-<<<<<<< HEAD
-from condinst_edu.engine.checkpoint import load_model
-from condinst_edu.engine.evaluate import evaluate
-from condinst_edu.engine.train import open_split
-
-from test_engine import tiny_recipe  # isort: skip
-
-=======
->>>>>>> eng
 JOB = Path(__file__).with_name("distributed_job.py")
 
 
