@@ -39,7 +39,7 @@ def relative_coordinates(size: tuple[int, int], stride: int, centers: Tensor, sc
     size: (height, width) of the map; stride in pixels; centers (N, 2), the (x, y) location that predicted each
     instance, in pixels; scales (N,), the unit of length in pixels. Returns (N, 2, H, W): x map, y map.
     The mask head never builds this tensor (it folds the maps into its first layer): this is the definition.
-    Official code: location - pixel; here, as the paper says it, pixel - location.
+    Official code: location - pixel, as section 2.3 may be read; here, as section 2.1 has it, pixel - location.
     Source: condinst:relative-coordinates.
     """
     pixels = locations(size, stride, centers.device).to(centers.dtype).reshape(*size, 2)  # (H, W, 2)

@@ -222,7 +222,8 @@ def devices() -> Check:
 
 def disk() -> Check:
     """There is room where runs/ is written."""
-    runs = Path("runs").absolute()
+    here = Path.cwd()
+    runs = (ROOT if ROOT in here.parents else here) / "runs"  # a notebook runs in lessons/, and writes beside that
     folder = next(p for p in (runs, *runs.parents) if p.exists())
     if not os.access(folder, os.W_OK):
         return Check("disk", "broken", f"{folder} cannot be written to", f'chmod u+w "{folder}"')
@@ -335,7 +336,7 @@ def report_checkpoints(problems: dict[str, str | None]) -> Check:
     if not bad:
         return Check("checkpoints", "ok", count(len(problems), "checkpoint"))
     command = shutil.which("condinst-edu") and "condinst-edu"  # not on PATH where no environment is activated
-    command = command or str(Path(sys.executable).with_name("condinst-edu"))
+    command = command or quoted(str(Path(sys.executable).with_name("condinst-edu")))
     mend = in_checkout(f"{command} weights {' '.join(bad)}")
     if (ROOT / ".git").exists():
         mend += f"   (trains again, minutes; at once, from git: {in_checkout('git restore data/checkpoints')})"

@@ -233,6 +233,11 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for free, state in ((5e9, "ok"), (1.9e9, "warning"), (0.1e9, "broken")):
         monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: usage(free))
         expect(doctor.disk(), state, f"^{free / 1e9:.1f} GB free for {tmp_path / 'runs'}$", "du -sh|^$")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(5e9))
+    (tmp_path / "lessons").mkdir()
+    monkeypatch.chdir(tmp_path / "lessons")  # as a notebook: what counts is the checkout's own runs/
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    expect(doctor.disk(), "ok", f"GB free for {tmp_path / 'runs'}$", "^$")
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
     expect(doctor.disk(), "broken", f"{tmp_path} cannot be written to", "chmod")
 

@@ -400,3 +400,19 @@ def test_teach_is_imported_without_matplotlib_and_widgets() -> None:
         "assert all(hasattr(teach, name) for name in teach.__all__) and not hasattr(teach, 'other')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_click_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """x and y are two values of the widget, and a click changes both."""
+    widget = click_to_segment(live_condinst(), picture())
+    calls = []
+    right = type(widget.seen).segment_at
+
+    def counted(self: Any, *arguments: Any) -> Segment:
+        calls.append(arguments)
+        return right(self, *arguments)
+
+    monkeypatch.setattr(type(widget.seen), "segment_at", counted)
+    widget.move(20, 30)
+    assert calls == [(20, 30, None)]
+    assert widget.segment.location == right(widget.seen, 20, 30).location

@@ -182,11 +182,11 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
             "their own place"
         ),
         l3.relative_not_scaled: (
-            "not divided by the scale: numbers of several hundreds, and large objects look unlike small ones"
+            "not divided by the scale: pixels, 64 times and more too large, and large objects look unlike small ones"
         ),
         l3.relative_swapped: "the y map before the x map: filters read one for the other",
         l3.relative_in_cells: "counted in cells instead of pixels: too small by the stride",
-        l3.relative_at_corner: "cells at their top left pixels: every mask shifts by stride // 2",
+        l3.relative_at_corner: "cells at their top left pixels: the maps are off by stride // 2 pixels",
     },
     "condinst_edu.coordinates.absolute_coordinates": {
         l3.absolute_from_corner: "within [0, 1] instead of [-1, 1]: the origin is in the corner, not in the middle",
@@ -213,7 +213,7 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
     "condinst_edu.condinst.sample_locations": {
         l4.sample_by_class_only: "ranked by the class score alone: inference ranks by class score times centre-ness",
         l4.sample_by_centerness_only: "ranked by centre-ness alone: inference ranks by class score times centre-ness",
-        l4.sample_by_best_class: "ranked by the highest class score: it has to be the score of the object's own class",
+        l4.sample_by_best_class: "ranked by the best class, as AdelaiDet does it: here by the object's own class",
         l4.sample_background_too: (
             "background locations in the ranking: they take the places of those that have a mask to learn"
         ),

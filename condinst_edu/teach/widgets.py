@@ -79,6 +79,7 @@ class ClickToSegment(WithPicture, anywidget.AnyWidget):
         super().__init__(
             x=x, y=y, levels=list(self.seen.levels), size=[width, height], picture=data_url(image_png(image))
         )
+        self._shown: tuple[int, int, int] | None = None
         self._update()
         self.observe(self._update, names=["x", "y", "level"])
 
@@ -101,6 +102,10 @@ class ClickToSegment(WithPicture, anywidget.AnyWidget):
         return value
 
     def _update(self, _: Any = None) -> None:
+        chosen = (self.x, self.y, self.level)
+        if chosen == self._shown:  # x and y of one click are observed one after the other
+            return
+        self._shown = chosen
         self.segment = self.seen.segment_at(self.x, self.y, self.level or None)
         with self.hold_sync():  # one message, so that mask and text change together
             self.overlay = data_url(mask_overlay(self.segment.mask))

@@ -66,8 +66,8 @@ for name, score in scores.items():
 # %% [markdown] tags=["instructor"]
 # minutes: 5
 # Ask for guesses before the cell runs: which of the four fails? Most expect "features alone" to fail, and here it does
-# not. Keep that open; "Look inside" answers it. The rings of "relative alone" are filled: eight channels of straight
-# lines make a blob at the right place, not a hole.
+# not. Keep that open; "Look inside" answers it. The rings of "relative alone" are filled. A head of this size can
+# draw a ring when it is fitted to one directly; the controller did not learn to write such filters.
 
 # %% [markdown]
 # ## The problem
@@ -510,9 +510,9 @@ print("from worst to best, ours: ", ", ".join(READS[n] for n in orders[1]))
 # order is the paper's, where the two lowest rows are nearly equal. What it does not show: how large the gaps are. At
 # 128 pixels the border tells everyone where they are, so *features alone* loses little; on larger images it loses
 # nearly everything, while the boxes of the same model stay good. (No larger image was in its training, so those columns
-# are a stress test, not the paper's experiment; and *absolute* fails there by its own scale, as above.) *Relative
-# alone* is level with *features alone* in the paper and far behind here: holes and points are hard to draw from two
-# coordinates (the first picture has its rings filled), and COCO's objects, we suppose, are closer to blobs. One seed:
+# are a stress test, not the paper's experiment; and *absolute* fails there for the reasons above.) *Relative
+# alone* is level with *features alone* in the paper and far behind here: our rings come out filled (first picture), although a
+# head of this size can draw one; the controller did not learn to. One seed:
 # differences of a point or two may be chance.
 #
 # `condinst:table-4`, the factor by which logits are upsampled before the sigmoid. The tiny bottom branch is one level
@@ -529,9 +529,9 @@ for name, factor in rows:
     print(f"{factor:6} {paper}   {f'1/{4 // factor}':>22} {ap:6.1f} {small:6.1f}")
 
 # %% [markdown]
-# The same picture in both: factor 2 gains, factor 4 adds next to nothing (and costs time in training). Our gap at
-# factor 1 is far larger: our objects are 18 to 54 pixels large, so a mask at 1/4 has few cells across. The paper's
-# small objects (APs) gain most, too. Again one seed.
+# The same picture in both: factor 2 gains, factor 4 adds next to nothing. Our gap at factor 1 is far larger: our
+# objects are 18 to 54 pixels large, so a mask at 1/4 has few cells across. In the paper small objects gain most and
+# large ones lose; nearly all of ours count as small, so our APs says nothing of its own. Again one seed.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
@@ -551,7 +551,7 @@ from condinst_edu.teach import click_to_segment
 click_to_segment(models["condinst"], photo, class_names=load_tiny("condinst").class_names)
 
 # %% [markdown]
-# Now drag the *origin* while theta stays: A's theta, with the origin on the way from A to B. The model with features
+# Now move the *origin* while theta stays: A's theta, with the origin on the way from A to B. The model with features
 # draws only where both fit, the place and the features. The one with coordinates alone draws its disc wherever it is
 # told to.
 

@@ -93,6 +93,9 @@ rows = xray(model, image)
 #
 # $$F_{bottom} = \mathrm{tower}\Big(\sum_k \mathrm{up}_{2^k}\big(r_k(P_{2 + k})\big)\Big), \qquad k = 0, 1, 2.$$
 #
+# (The paper adds the levels as they are: $r_k$ is the official code's. Its tower is four 3x3 convolutions of 128 channels
+# and one that goes to 8; ours are two of 32. The full model begins at $P_3$, the tiny one at $P_2$.)
+#
 # `aligned_upsample` is lesson 3's. The batch has four images of 96 x 128 pixels (not square, so that a swapped axis
 # would show), drawn for this lesson.
 
@@ -150,7 +153,9 @@ pic.show_feature_maps(features[0])
 # FCOS gives every object a handful of positive locations (lesson 1). Every one of them has a theta of its own, and
 # could draw a mask of the object. Each mask is a whole map, so all of them would need much memory. The conference
 # version took up to 500 locations of a GPU's batch at random (`condinst-eccv:random-500`); the journal version keeps
-# the 64 of each image with the highest score (`condinst:top-64`), where the score is the detector's own:
+# the 64 of each image with the highest score (`condinst:top-64`). It says only "the scores predicted by the detector";
+# ours is the score for the object's own class (the official code takes the best class's, and gives every object of the
+# image an equal share of the 64, so that none goes without):
 #
 # $$\text{score}_{x,y} = p_{x,y}(c^*) \cdot \text{centre-ness}_{x,y}, \qquad c^* \text{ the object's class.}$$
 #
@@ -277,7 +282,8 @@ figure
 # ## A second teacher: the semantic task
 #
 # In training only, a small head on the finest level may also say which *class* each cell shows
-# (`condinst:semantic-loss`). It is thrown away afterwards: what stays is a better pyramid, at no cost in inference.
+# (`condinst:semantic-loss`). It is thrown away afterwards, so inference costs nothing more; the paper gains about a
+# point of AP by it (its Table 6), which we have not measured. The paper says no more; what follows is the official code's.
 # The target is one label per cell, that of the *smallest* object there (0: none). The loss is lesson 1's focal loss
 # over all cells and classes, divided by the number of cells that show an object. Written with loops:
 
@@ -540,7 +546,8 @@ for kind in ("box", "mask"):
     print(f"{seconds:10.1f}")
 
 # %% [markdown]
-# The same AP, and more time: a mask has to be drawn for each candidate before anything can be removed. This is why
+# Nearly the same AP, and more to draw: the masks of up to 300 candidates (the paper: of all) before anything can be
+# removed. The seconds are of one run, scoring included. This is why
 # CondInst keeps its boxes. Two wrong ways to do mask NMS, on the same images:
 
 # %%
@@ -611,8 +618,9 @@ print(f"mask heads of {count} instances: {times['theta and mask heads'] / count:
 pic.show_bars(times, "milliseconds")
 
 # %% [markdown]
-# The paper reports less than 5 ms for 100 instances on a GPU, about a tenth of its detector's time. A tiny backbone
-# makes the detector cheap, so the share of the masks is larger here.
+# The paper reports less than 5 ms for the *mask heads* of 100 instances on a GPU, about a tenth of its detector's time. The
+# bar to hold against it is "theta and mask heads" alone: the bottom branch and drawing at full size are not in that
+# figure. On a CPU, with a tiny detector, its share is larger.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 6
@@ -622,10 +630,12 @@ pic.show_bars(times, "milliseconds")
 # %% [markdown]
 # ## Does the number of instances matter?
 #
-# For every detection Mask R-CNN cuts a patch out of the pyramid and runs wide convolutions on it. CondInst runs three
-# 1x1 convolutions with 8 channels. So further instances should cost CondInst little. Both tiny models, with random
+# For every detection Mask R-CNN cuts a patch out of the pyramid, runs convolutions on it and pastes the result into the
+# image (on a CPU torchvision's pasting is a large part of it). CondInst runs three 1x1 convolutions with 8 channels. So
+# further instances should cost CondInst little. Both tiny models, with random
 # weights, are made to return a fixed number of detections whatever they see (score threshold 0), and take turns, so
-# that a busy machine slows both alike. `condinst-edu bench instances` does the same with both at full size.
+# that a busy machine slows both alike. `condinst-edu bench instances` does the same with both at full size
+# (`docs/results.md` has its figures).
 
 # %% tags=["demo"]
 from rich.progress import Progress
