@@ -21,6 +21,7 @@ from condinst_edu.engine.evaluate import (
     ceiling_logits,
     coco_ap,
     detect_all,
+    encode_masks,
     encode_results,
     evaluate,
     mask_ceiling,
@@ -281,3 +282,28 @@ def test_large_square_survives_a_coarse_stride(tmp_path: Path) -> None:
     dataset = CocoDataset(tmp_path, tmp_path / "a.json")
     for stride in (2, 4, 8, 16):
         assert mask_ceiling(dataset, stride)["mask"]["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (37, 53)])
+def test_masks_are_encoded_as_pycocotools_does(size: tuple[int, int]) -> None:
+    """Byte for byte: noise of all densities, blocks at each edge and corner, full columns, full and empty masks."""
+    rng = np.random.default_rng(0)
+    masks = [rng.random(size) < share for share in (0, 0.001, 0.05, 0.5, 0.95, 1)]
+    for y1, x1, y2, x2 in (
+        (0, 0, 1, 1),
+        (0, 3, 37, 9),
+        (30, 40, 37, 53),
+        (36, 52, 37, 53),
+        (5, 0, 6, 53),
+        (0, 52, 37, 53),
+    ):
+        part = np.zeros(size, bool)
+        part[y1:y2, x1:x2] = True
+        masks += [part, ~part, part & (rng.random(size) < 0.7)]
+    found = encode_masks(torch.from_numpy(np.stack(masks)))
+    for mask, code in zip(masks, found, strict=True):
+        expected = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert code == {"size": list(size), "counts": expected["counts"].decode()}
+    strided = torch.from_numpy(np.stack(masks)).mT
+    assert encode_masks(strided)[3] == encode_masks(strided.contiguous())[3]
+    assert encode_masks(torch.zeros(0, *size, dtype=torch.bool)) == []

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -60,10 +62,39 @@ def encode_results(detections: dict[str, Tensor], image_id: int, category_ids: S
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
-    """Masks (N, H, W) bool as N compressed RLEs, their counts as text, in one call."""
-    columns = masks.detach().to("cpu", torch.bool).mT.contiguous().view(torch.uint8).numpy()  # (N, W, H)
-    rles = mask_utils.encode(columns.transpose(2, 1, 0)) if len(columns) else []  # (H, W, N), columns first in memory
-    return [{"size": list(rle["size"]), "counts": rle["counts"].decode()} for rle in rles]
+    """Masks (N, H, W) bool as N compressed RLEs, their counts as text; the same as of pycocotools' encode.
+
+    Only the rectangle that a mask covers is walked through, which for objects of usual sizes is several times quicker.
+    """
+    bitmaps = masks.detach().to("cpu", torch.bool).contiguous().numpy()
+    size = list(bitmaps.shape[1:])
+    rows, columns = (np.logical_or.reduce(bitmaps, axis=axis) for axis in (2, 1))  # (N, H), (N, W)
+    covered = zip(bitmaps, map(np.flatnonzero, rows), map(np.flatnonzero, columns), strict=True)
+    counts = [_run_lengths(*mask_rows_columns) for mask_rows_columns in covered]
+    rles = [mask_utils.frPyObjects({"size": size, "counts": c}, *size) for c in counts]
+    return [{"size": size, "counts": rle["counts"].decode()} for rle in rles]
+
+
+def _run_lengths(mask: NDArray[np.bool_], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> list[int]:
+    """Run lengths, column by column and beginning outside, of a mask (H, W) that covers these rows and columns."""
+    height, width = mask.shape
+    if not len(rows):
+        return [height * width]
+    y, x = rows[0], columns[0]
+    box = mask[y : rows[-1] + 1, x : columns[-1] + 1].T  # (w, h)
+    framed = np.zeros((box.shape[0], box.shape[1] + 1), bool)  # each column ends with a pixel outside
+    framed[:, :-1] = box
+    flat = framed.reshape(-1)
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    if flat[0]:
+        changes = np.concatenate([[0], changes])
+    column, row = np.divmod(changes, framed.shape[1])
+    limits = (column + x) * height + row + y
+    joined = np.flatnonzero(limits[1:] == limits[:-1])  # a run to the end of one column goes on in the next
+    limits = np.delete(limits, np.concatenate([joined, joined + 1]))
+    ends = limits if limits[-1] == height * width else np.append(limits, height * width)
+    runs: list[int] = np.diff(ends, prepend=0).tolist()
+    return runs
 
 
 # Average precision
