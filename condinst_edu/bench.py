@@ -5,6 +5,7 @@
     condinst-edu bench lessons              each notebook's seconds, beside its budget
     condinst-edu bench inference            beside torchvision's Mask R-CNN and FCOS
     condinst-edu bench instances            time against the number of instances, beside Mask R-CNN
+    condinst-edu bench loader               training samples a second, beside torchvision's transforms
 
 All variants of a group run in turn (A B C, A B C, ...), so that whatever slows the machine down slows all of them: the
 ratios of the medians hold on a busy machine too, the milliseconds do not. One thread unless told otherwise.
@@ -53,23 +54,28 @@ Head = Callable[..., Tensor]
 class Bench:
     """Compare the fast forms of a step with the plain ones, on this machine."""
 
-    name: Annotated[Literal["mask-head", "targets", "instances", "inference", "lessons"], tyro.conf.Positional]
+    name: Annotated[
+        Literal["mask-head", "targets", "instances", "inference", "loader", "lessons"], tyro.conf.Positional
+    ]
     """mask-head: the dynamic mask head in inference and training, and the way from its logits to binary masks.
     targets: target assignment beside a training step.
     instances: CondInst and Mask R-CNN at several numbers of instances.
     inference: CondInst and FCOS beside torchvision's Mask R-CNN and FCOS, from an image to its results.
+    loader: reading and augmenting of COCO-like images, beside torchvision's v2 transforms.
     lessons: how long each notebook takes, beside its budget."""
     json: bool = False
     """Print JSON instead of a table."""
     threads: int = 1
     """Threads of torch; on a busy machine several of them mostly wait for each other."""
     runs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """How often each variant runs; each number is the median. Default: 7, inference 10, targets and instances 3."""
+    """How often each variant runs; each number is the median. Default: 7, inference 10, others 3."""
     counts: tuple[int, ...] = (1, 10, 50, 100)
     """Of "instances": how many there are in the image."""
     size: tuple[int, int] = (480, 640)
     """Of "instances": height and width of the image that the full-size models see; the tiny ones see 128x128.
     Of "inference": those of the image, which is enlarged to a short side of 800 pixels."""
+    images: int = 200
+    """Of "loader": how many images are drawn and then loaded in each run."""
 
 
 @dataclass
@@ -115,6 +121,10 @@ def run_bench(options: Bench) -> None:
         from condinst_edu.bench_inference import bench_inference
 
         bench = partial(bench_inference, size=options.size)
+    elif options.name == "loader":
+        from condinst_edu.bench_loader import bench_loader
+
+        bench = partial(bench_loader, images=options.images)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
@@ -505,6 +515,12 @@ def sentence(groups: list[Group]) -> str:
         return (
             f"CondInst takes {facts['ratio_to_mask_rcnn']:.2f} of the time of torchvision's Mask R-CNN and "
             f"{facts['ratio_to_torchvision_fcos']:.2f} of that of its FCOS."
+        )
+    if groups[0].name == "loader":
+        outlines = groups[0]["outlines"]
+        return (
+            f"One core loads {outlines.facts['images_per_second']:.0f} images a second, "
+            f"{outlines.speedup:.1f} times as many as through torchvision's transforms."
         )
     heads, trained, drawn, large = groups
     compiled = heads["compiled"]

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from tyro.conf import Positional, Suppress, UseAppendAction
@@ -25,7 +25,7 @@ USAGE = """usage: condinst-edu COMMAND [options]     (condinst-edu COMMAND --hel
   evaluate   box and mask AP of trained weights on held-out images
   predict    segment photographs:  condinst-edu predict PHOTO... --weights FILE --out DIR
   convert    the authors' checkpoint into ours:  condinst-edu convert FILE.pth --config NAME --out FILE.safetensors
-  data       write the shapes data set as COCO files:  condinst-edu data shapes --out DIR
+  data       write shapes, download COCO, check a folder:  condinst-edu data shapes --out DIR
   weights    the tiny trained models that the lessons use, and the authors' models that load here; train a tiny one
              again:  condinst-edu weights condinst
   bench      measure speed, as ratios within one run:  condinst-edu bench mask-head
@@ -260,13 +260,82 @@ def convert(arguments: list[str]) -> None:
     print(f"{options.out} holds {find_official(options.config).name}")
 
 
+DATA_USAGE = """usage: condinst-edu data KIND [options]     (data KIND --help tells the options)
+
+  shapes      write the generated shapes as a COCO folder
+  coco        download COCO 2017 (20 GB), check it and unpack it
+  cityscapes  write COCO annotations for a Cityscapes folder
+  check       say whether a folder of images and COCO annotations is complete
+"""
+
+
 def data(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(DATA_USAGE, end="")
+        return
+    kinds = {"shapes": data_shapes, "coco": data_coco, "cityscapes": data_cityscapes, "check": data_check}
+    if arguments[0] not in kinds:
+        raise UserError(f"unknown kind of data {arguments[0]!r}: expected one of {', '.join(kinds)}")
+    kinds[arguments[0]](arguments[1:])
+
+
+def data_coco(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Coco:
+        """Download COCO 2017, check and unpack it; an interrupted call goes on where it stopped."""
+
+        root: Path = Path("data/coco")
+        """The folder: train2017/, val2017/ and annotations/ come into it."""
+        address: str = "http://images.cocodataset.org"
+        """Where it is; another one for a mirror."""
+
+    options = parse(Coco, "data coco", arguments)
+    from condinst_edu.datasets.download import COCO, download_coco
+
+    download_coco(options.root, options.address, COCO)
+    counts = {archive.folder: archive.files for archive in COCO}
+    print(f"{counts['train2017']} + {counts['val2017']} images and their annotations are in {options.root}")
+
+
+def data_cityscapes(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Cityscapes:
+        """Write COCO annotations of a Cityscapes folder's fine annotations, eight classes of objects."""
+
+        root: Path = Path("data/cityscapes")
+        """The folder with gtFine/ and leftImg8bit/; the annotations go to its annotations/."""
+
+    options = parse(Cityscapes, "data cityscapes", arguments)
+    from condinst_edu.datasets.cityscapes import write_annotations
+
+    for path, images, objects in write_annotations(options.root):
+        print(f"{path}: {images} images, {objects} objects")
+
+
+def data_check(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Check:
+        """Say whether a folder is complete: images that are missing or of a wrong size, COCO's own counts."""
+
+        root: Positional[Path]
+        """The folder, or a COCO file."""
+        images: Path | None = None
+        """Folder of the images; found by the annotations' name by default."""
+        decode: bool = False
+        """Read every image whole, not its size alone."""
+
+    options = parse(Check, "data check", arguments)
+    from condinst_edu.datasets.check import check_folder
+
+    for line in check_folder(options.root, options.images, options.decode):
+        print(line)
+
+
+def data_shapes(arguments: list[str]) -> None:
     @dataclass(frozen=True)
     class Data:
         """Write the generated shapes as a COCO folder: images, instance and panoptic annotations."""
 
-        kind: Positional[Literal["shapes"]]
-        """What to write."""
         out: Path = Path("data/shapes-full")
         """The folder."""
         train: int = 4000
@@ -292,7 +361,7 @@ def data(arguments: list[str]) -> None:
         jobs: int = 2
         """Processes that draw; the result does not depend on it."""
 
-    options = parse(Data, "data", arguments)
+    options = parse(Data, "data shapes", arguments)
     from condinst_edu.datasets.shapes import ShapesConfig
     from condinst_edu.datasets.shapes_coco import write_shapes
 

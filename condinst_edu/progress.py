@@ -2,12 +2,14 @@
 
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.text import Text
 
@@ -29,6 +31,19 @@ def progress_bar(show: bool = True) -> Progress:
         RateColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
+        disable=not show,
+        expand=True,
+    )
+
+
+def bytes_bar(show: bool = True) -> Progress:
+    """The same for bytes: bar, how many of how many, how many a second, time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
         disable=not show,
         expand=True,
     )

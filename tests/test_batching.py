@@ -4,6 +4,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from coco_folder import odd_folder, random_folder
@@ -14,6 +15,8 @@ from condinst_edu.datasets.batching import (
     build_eval_loader,
     build_train_loader,
     epoch_order,
+    grouped_indices,
+    shape_groups,
     visit_seeds,
 )
 from condinst_edu.datasets.coco import CocoDataset
@@ -70,6 +73,74 @@ def test_ranks_share_the_batch(world: int) -> None:
         batch_indices(0, 8, 11, 0, 0, 3)
 
 
+SIZES = [(48, 64)] * 23 + [(64, 48)] * 9 + [(50, 50)] * 2
+GROUPS = shape_groups(SIZES, 4)
+
+
+def test_shape_groups() -> None:
+    """Square images go with the high ones; a kind that cannot fill a batch is no group of its own."""
+    assert [group.tolist() for group in GROUPS] == [list(range(23)), list(range(23, 34))]
+    assert [group.tolist() for group in shape_groups(SIZES, 12)] == [list(range(34))]
+    assert [len(group) for group in shape_groups([(9, 9)] * 5, 2)] == [5]
+
+
+@pytest.mark.parametrize("start", [0, 1000])
+def test_grouped_batches(start: int) -> None:
+    """Batches are of one kind, each image as frequent as any other, and within its group's epoch visited once."""
+    batches = [grouped_indices(i, 4, GROUPS, seed=3) for i in range(start, start + 34 * 11)]
+    kinds = [{index < 23 for index in batch} for batch in batches]
+    assert all(len(kind) == 1 for kind in kinds)
+    assert kinds.count({True}) == 23 * 11
+    assert all({False} in kinds[k : k + 4] for k in range(len(kinds) - 4))  # 11 of 34 are high: one in four at least
+    counts = [sum(batch.count(image) for batch in batches) for image in range(34)]
+    assert max(counts) - min(counts) <= 2
+    if start == 0:
+        for low, high in ((0, 23), (23, 34)):
+            visits = [image for batch in batches for image in batch if low <= image < high]
+            epochs = [visits[k : k + high - low] for k in range(0, len(visits), high - low)]
+            assert all(sorted(epoch) == list(range(low, high)) for epoch in epochs)
+
+
+def test_grouped_batches_of_one_group_or_several_ranks() -> None:
+    for i in range(40):
+        assert grouped_indices(i, 4, shape_groups(SIZES[:23], 4), 3) == batch_indices(i, 4, 23, 3)
+        shares = [grouped_indices(i, 4, GROUPS, 3, rank, 2) for rank in range(2)]
+        assert list(chain(*shares)) == grouped_indices(i, 4, GROUPS, 3)
+
+
+def test_loader_groups(tmp_path: Path) -> None:
+    folder = odd_folder(tmp_path / "odd")
+    mixed = CocoDataset(folder.images, folder.annotations)
+    mixed.sizes = [(size[1], size[0]) if i % 2 else size for i, size in enumerate(mixed.sizes)]
+    order = build_train_loader(mixed, TRANSFORM, 2, 5, 9, seed=1).loader.batch_sampler
+    assert [[visit.image for visit in batch] for batch in order or ()] == [
+        grouped_indices(i, 2, [np.array([0, 2, 4]), np.array([1, 3])], 1) for i in range(5, 9)
+    ]
+    order = build_train_loader(mixed, TRANSFORM, 2, 5, 9, seed=1, group_shapes=False).loader.batch_sampler
+    assert [[visit.image for visit in batch] for batch in order or ()] == [
+        batch_indices(i, 2, 5, 1) for i in range(5, 9)
+    ]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+def test_batches_on_a_gpu(dataset: CocoDataset) -> None:
+    expected = list(build_train_loader(dataset, TRANSFORM, 3, 0, 2, seed=1))
+    found = list(build_train_loader(dataset, TRANSFORM, 3, 0, 2, seed=1, workers=1, device="cuda"))
+    for images, targets in found:
+        assert all(image.is_cuda for image in images)
+        assert all(value.is_cuda for target in targets for value in target.values() if isinstance(value, Tensor))
+    moved = [
+        (
+            [image.cpu() for image in images],
+            [{k: v.cpu() if isinstance(v, Tensor) else v for k, v in t.items()} for t in targets],
+        )
+        for images, targets in found
+    ]
+    for (images, targets), (images_, targets_) in zip(expected, moved, strict=True):
+        torch.testing.assert_close(images, images_)
+        torch.testing.assert_close(targets, targets_)
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
     folder = random_folder(tmp_path_factory.mktemp("data") / "images", 7)
@@ -88,6 +159,7 @@ def test_batches(dataset: CocoDataset) -> None:
         assert [target["image_id"] for target in targets] == ids
         for image, target in zip(images, targets, strict=True):
             assert image.dtype == torch.float32
+            assert 0.9 < image.max() <= 1
             assert target["masks"].shape == (len(target["boxes"]), *image[0, 2::4, 2::4].shape)
             assert target["masks"].dtype == torch.bool
 

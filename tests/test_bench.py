@@ -3,6 +3,7 @@
 import functools
 import json
 import statistics
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from rich.progress import Progress
 from torchvision.models import detection
 
-from condinst_edu import bench, bench_instances
+from condinst_edu import bench, bench_instances, bench_loader
 from condinst_edu.bench import Bench, PeakMemory, Scene, Variant
 from condinst_edu.condinst import CondInst
+from condinst_edu.datasets.coco import CocoDataset
+from condinst_edu.datasets.transforms import TrainTransform, to_float
 from condinst_edu.errors import UserError
 from condinst_edu.layers.upsample import resize_masks
 from condinst_edu.mask_head import DynamicMaskHead
@@ -223,3 +226,38 @@ def test_instances_that_cannot_be() -> None:
             bench.run_bench(Bench("instances", json=True, **wrong))
     with pytest.raises(UserError, match="finds 3 instances, not 4"):
         bench_instances.run_and_count("it", 4, lambda: torch.zeros(3))
+
+
+def test_loader_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    small = functools.partial(bench_loader.bench_loader, size=(60, 80), short_side=100)
+    monkeypatch.setattr(bench_loader, "bench_loader", small)
+    bench.run_bench(Bench("loader", json=True, runs=2, images=3))
+    (group,) = json.loads(capsys.readouterr().out)["groups"]
+    assert [v["name"] for v in group["variants"]] == ["torchvision v2", "stored masks", "outlines"]
+    for v in group["variants"]:
+        assert v["images_per_second"] == pytest.approx(3000 / v["median_ms"])
+    bench.run_bench(Bench("loader", runs=1, images=2))
+    out = " ".join(capsys.readouterr().out.split())
+    assert "One core loads" in out
+    assert "speedup ≥ 2.5" in out
+    with pytest.raises(UserError, match="--images is at least 1, not 0"):
+        bench.run_bench(Bench("loader", runs=1, images=0))
+
+
+def test_loader_variants_agree(tmp_path: Path) -> None:
+    """What is compared is the same work: image, boxes and masks of torchvision's way are ours, whichever it mirrors."""
+    bench_loader.write_synthetic(tmp_path, 8, (60, 80))
+    masks, outlines = (CocoDataset(tmp_path / "images", tmp_path / "instances.json", outlines=o) for o in (False, True))
+    flips = []
+    for i in range(8):
+        image, target = bench_loader.TorchvisionTransform(90, 1000)(*masks[i], seed=i)
+        for dataset in (masks, outlines):
+            results = [TrainTransform((90,), 1000, flip, mask_stride=4)(*dataset[i], seed=i) for flip in (0.0, 1.0)]
+            flip = torch.allclose(to_float(results[1][0]), image)
+            ours, found = results[flip]
+            flips.append(flip)
+            torch.testing.assert_close(to_float(ours), image)
+            torch.testing.assert_close(found["boxes"], target["boxes"], rtol=0, atol=1e-4)
+            assert found["masks"].shape == target["masks"][:, 2::4, 2::4].shape
+            assert (found["masks"] != target["masks"][:, 2::4, 2::4]).float().mean() < 0.02
+    assert set(flips) == {False, True}

@@ -45,7 +45,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 0
 
 
-@pytest.mark.parametrize("command", [["demo"], ["train", "shapes-condinst"], ["evaluate"], ["predict"], ["data"]])
+@pytest.mark.parametrize(
+    "command", [["demo"], ["train", "shapes-condinst"], ["evaluate"], ["predict"], ["data", "shapes"]]
+)
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     with pytest.raises(SystemExit) as error:
         run([*command, "--help"])
@@ -60,7 +62,7 @@ def test_unknown_command_recipe_and_option(capsys: pytest.CaptureFixture[str]) -
     fails(capsys, ["train", "shapes-condinst", "--colour", "red"], "--colour")
     fails(capsys, ["train", "shapes-condinst", "--iterations", "many"], "iterations.*many")
     fails(capsys, ["predict"], "at least one image")
-    fails(capsys, ["data"], "Missing from .*shapes")
+    fails(capsys, ["data", "circles"], "unknown kind of data 'circles': expected one of shapes, coco")
     fails(capsys, ["demo", "--minutes", "nan"], "at least half a minute")
     fails(capsys, ["demo", "--seed", "-1"], "seed")
 

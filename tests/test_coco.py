@@ -11,9 +11,11 @@ import pytest
 import torch
 from coco_folder import Folder, block, odd_folder, real_folder, rle
 from PIL import Image
+from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from condinst_edu.datasets.coco import CocoDataset, read_image
+from condinst_edu.datasets.transforms import TrainTransform
 from condinst_edu.errors import UserError
 
 
@@ -82,6 +84,53 @@ def test_first(odd: Folder) -> None:
     assert torch.equal(few[-1][1]["masks"], dataset[1][1]["masks"])
     with pytest.raises(IndexError):
         few[2]
+
+
+def test_outlines(odd: Folder) -> None:
+    """Polygons as the file has them, RLEs as the masks were read; without outlines, what they were before."""
+    masks, outlines = (CocoDataset(odd.images, odd.annotations, outlines=o) for o in (False, True))
+    outlines = pickle.loads(pickle.dumps(outlines))
+    kinds = []
+    for i, size in enumerate(masks.sizes):
+        target, other = masks.target(i), outlines.target(i)
+        expected = target.pop("masks")
+        found = other.pop("segmentations")
+        assert target.keys() == other.keys()
+        assert all(torch.equal(target[name], other[name]) for name in ("boxes", "labels", "iscrowd"))
+        assert len(found) == len(expected)
+        for segmentation, mask in zip(found, expected, strict=True):
+            kinds.append(type(segmentation))
+            if isinstance(segmentation, list):
+                segmentation = mask_utils.merge(mask_utils.frPyObjects(segmentation, *size))["counts"]
+            decoded = mask_utils.decode({"size": size, "counts": segmentation})
+            assert np.array_equal(decoded, mask.numpy())
+    assert (kinds.count(list), kinds.count(bytes)) == (4, 4)
+    polygons = outlines.target(0)["segmentations"][2]
+    assert [p.tolist() for p in polygons] == odd.data["annotations"][2]["segmentation"]
+
+
+def test_outlines_in_training(odd: Folder) -> None:
+    """On images with both kinds, RLEs equal the resized masks, polygons lie on them, and the order is the file's."""
+    odd.data["annotations"][5]["iscrowd"] = 0  # its image holds two RLEs then ...
+    odd.data["annotations"].append({**odd.data["annotations"][0], "id": 99, "image_id": 0})  # ... and a polygon
+    odd.data["annotations"].insert(0, {**odd.data["annotations"][0], "id": 98, "image_id": 0})
+    odd.write()
+    masks, outlines = (CocoDataset(odd.images, odd.annotations, outlines=o) for o in (False, True))
+    for stride in (None, 4):
+        transform = TrainTransform((50,), 90, 1.0, 1.0, stride)
+        for i in range(len(masks)):
+            (image, expected), (same, found) = transform(*masks[i], seed=1), transform(*outlines[i], seed=1)
+            assert torch.equal(image, same)
+            assert expected.keys() == found.keys()
+            assert torch.equal(expected["labels"], found["labels"])
+            assert torch.equal(expected["boxes"], found["boxes"])
+            assert found["masks"].shape == expected["masks"].shape
+            if masks.image_ids[i] == 0:
+                assert torch.equal(found["masks"][1:4], expected["masks"][1:4])
+                assert len(found["masks"]) == 5
+            assert (found["masks"] != expected["masks"]).sum() <= 0.02 * found["masks"].numel()
+            if stride is not None:
+                torch.testing.assert_close(found["centers"], expected["centers"], rtol=0, atol=1)
 
 
 @pytest.mark.parametrize("name", ["nuts18", "coco_panoptic2"])
@@ -257,6 +306,7 @@ WRONG: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (take("images", 1, "file_name"), r"images\[1\]: 'file_name' is a text, not None"),
     (take("images", 1, "height"), r"images\[1\] has no 'height'"),
     (put("images", 1, width=0), r"images\[1\]: 'width' is 0, but an image has at least one pixel"),
+    (put("images", 1, width=10**9), r"images\[1\] has 33000000000 pixels, more than the 89478485 that are read"),
     (put("images", 1, width=47.5), r"images\[1\]: 'width' is an integer, not 47.5"),
     (take("categories", 0, "name"), r"categories\[0\]: 'name' is a text, not None"),
     (put("annotations", 0, iscrowd=2), r"annotations\[0\]: 'iscrowd' is 0 or 1, not 2"),

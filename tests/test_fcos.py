@@ -62,21 +62,21 @@ def test_make_batch_normalises_then_pads() -> None:
     """Zeros, i.e. the mean colour, at the right and bottom; the common size is the next multiple of the divisor."""
     generator = seeded(0)
     images = [torch.rand(3, h, w, generator=generator) for h, w in ((33, 50), (64, 20), (1, 65))]
-    mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+    mean, std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
     batch = make_batch(images, mean, std, 32)
     assert batch.images.shape == (3, 3, 64, 96)
     assert batch.sizes == [(33, 50), (64, 20), (1, 65)]
     for image, padded in zip(images, batch.images, strict=True):
         _, height, width = image.shape
         for c in range(3):
-            same(padded[c, :height, :width], (image[c] - mean[c].item()) / std[c].item(), 1e-5)
+            same(padded[c, :height, :width], (image[c] - mean[c]) / std[c], 1e-5)
         assert not padded[:, height:].any()
         assert not padded[:, :, width:].any()
 
 
 @pytest.mark.parametrize("size", [(32, 64), (31, 33), (1, 1)])
 def test_make_batch_of_one(size: tuple[int, int]) -> None:
-    batch = make_batch([torch.rand(3, *size)], torch.zeros(3, 1, 1), torch.ones(3, 1, 1), 32)
+    batch = make_batch([torch.rand(3, *size)], (0, 0, 0), (1, 1, 1), 32)
     assert batch.images.shape == (1, 3, -(-size[0] // 32) * 32, -(-size[1] // 32) * 32)
 
 
@@ -85,7 +85,7 @@ def test_make_batch_of_one(size: tuple[int, int]) -> None:
 )
 def test_make_batch_refuses_other_images(image: Tensor) -> None:
     with pytest.raises(ValueError, match=r"images must be float tensors \(3, H, W\) in \[0, 1\]"):
-        make_batch([torch.rand(3, 8, 8), image], torch.zeros(3, 1, 1), torch.ones(3, 1, 1), 32)
+        make_batch([torch.rand(3, 8, 8), image], (0, 0, 0), (1, 1, 1), 32)
 
 
 @pytest.mark.parametrize("shared_towers", [False, True])

@@ -148,7 +148,8 @@ def fill_model(model: nn.Module, config: str, rules: Sequence[tuple[str, Any]]) 
     model.load_state_dict(tensors, strict=False)
 
 
-BGR: dict[str, Any] = {"mean": (103.53, 116.28, 123.675), "std": (1, 1, 1)}  # what the official backbones take
+# What the official backbones take: the means in float32, as the official code has them in its float64 runs too.
+BGR: dict[str, Any] = {"mean": tuple(float(np.float32(x)) for x in (103.53, 116.28, 123.675)), "std": (1, 1, 1)}
 
 CAFFE: dict[str, Any] = {"stride_in_1x1": True}
 R_50: dict[str, Any] = {"backbone": "resnet50", "backbone_options": CAFFE}

@@ -1,11 +1,11 @@
 """The order in which images are visited, and the loaders that follow it.
 
-Nothing here has a state: what iteration i sees depends on (seed, i, batch size, length of the set) alone. So a run that
+Nothing here has a state: what iteration i sees depends on (seed, i, batch size, the set) alone. So a run that
 goes on at iteration i sees what it would have seen, whatever the number of loader processes, and each of several ranks
 knows its own share of a batch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +24,8 @@ Batch = tuple[list[Tensor], list[Target]]
 
 class Samples(Protocol):
     """A data set: indexable from 0, each sample an image (3, H, W) uint8 and its target."""
+
+    sizes: list[Size]  # (height, width) of each
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> tuple[Tensor, Target]: ...
@@ -47,6 +49,32 @@ def batch_indices(iteration: int, batch_size: int, length: int, seed: int, rank:
     return [int(epoch_order(p // length, length, seed)[p % length]) for p in positions]
 
 
+def shape_groups(sizes: Sequence[Size], batch_size: int) -> list[NDArray[np.int64]]:
+    """The images that are wider than high and all others, so that a batch of one kind needs little padding.
+
+    Where there are too few of a kind to fill a batch, all images are one group.
+    """
+    wide = np.array([width > height for height, width in sizes], bool)
+    groups = [np.flatnonzero(wide), np.flatnonzero(~wide)]
+    return groups if min(map(len, groups)) >= batch_size else [np.arange(len(sizes))]
+
+
+def grouped_indices(
+    iteration: int, batch_size: int, groups: Sequence[NDArray[np.int64]], seed: int, rank: int = 0, world: int = 1
+) -> list[int]:
+    """As `batch_indices`, with all images from one of one or two groups, which take turns in proportion to their size.
+
+    Each image is visited once per epoch of its group.
+    """
+    if len(groups) == 1:
+        return batch_indices(iteration, batch_size, len(groups[0]), seed, rank, world)
+    share, total = len(groups[1]), len(groups[0]) + len(groups[1])
+    before = iteration * share // total  # batches of the second group so far, which come as evenly as whole numbers can
+    second = (iteration + 1) * share // total > before
+    members, turn = (groups[1], before) if second else (groups[0], iteration - before)
+    return [int(members[i]) for i in batch_indices(turn, batch_size, len(members), seed, rank, world)]
+
+
 def visit_seeds(iteration: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> list[int]:
     """A seed for the augmentation of each image of a batch, in the order of `batch_indices`."""
     seeds = np.random.SeedSequence([seed, iteration]).generate_state(batch_size)
@@ -67,14 +95,23 @@ class Visit(NamedTuple):
 
 
 class BatchOrder(Sampler[list[Visit]]):
-    """The visits of iterations `start` to `iterations` - 1, batch after batch."""
+    """The visits of iterations `start` to `iterations` - 1, batch after batch; sizes: (height, width) of all images."""
 
     def __init__(
-        self, length: int, batch_size: int, start: int, iterations: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        sizes: Sequence[Size],
+        batch_size: int,
+        start: int,
+        iterations: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        group_shapes: bool = True,
     ) -> None:
         if seed < 0 or batch_size < 1:
             raise UserError(f"the seed is at least 0 and a batch holds an image or more, not {seed} and {batch_size}.")
-        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.groups = shape_groups(sizes, batch_size) if group_shapes else [np.arange(len(sizes))]
+        self.batch_size, self.seed = batch_size, seed
         self.iterations = range(start, iterations)
         self.rank, self.world = rank, world
 
@@ -83,7 +120,7 @@ class BatchOrder(Sampler[list[Visit]]):
 
     def __iter__(self) -> Iterator[list[Visit]]:
         for i in self.iterations:
-            indices = batch_indices(i, self.batch_size, self.length, self.seed, self.rank, self.world)
+            indices = grouped_indices(i, self.batch_size, self.groups, self.seed, self.rank, self.world)
             seeds = visit_seeds(i, self.batch_size, self.seed, self.rank, self.world)
             yield [Visit(image, seed) for image, seed in zip(indices, seeds, strict=True)]
 
@@ -91,9 +128,16 @@ class BatchOrder(Sampler[list[Visit]]):
 class TrainLoader:
     """Training batches, iteration after iteration; UserError where an image cannot be read."""
 
-    def __init__(self, dataset: Samples, transform: Transform, order: BatchOrder, workers: int = 0) -> None:
+    def __init__(
+        self, dataset: Samples, transform: Transform, order: BatchOrder, workers: int = 0, device: str = "cpu"
+    ) -> None:
+        self.device = torch.device(device)
         self.loader: DataLoader[Any] = DataLoader(
-            _Visits(dataset, transform), batch_sampler=order, collate_fn=_pack, **_loader_options(workers)
+            _Visits(dataset, transform),
+            batch_sampler=order,
+            collate_fn=_pack,
+            pin_memory=self.device.type == "cuda",
+            **_loader_options(workers),
         )
 
     def __len__(self) -> int:
@@ -102,7 +146,18 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         for samples in self.loader:
             images, targets = zip(*map(_checked, samples), strict=True)
-            yield list(images), [_to_tensors(target) for target in targets]
+            yield [self.unpack_image(image) for image in images], [self.unpack(target) for target in targets]
+
+    def unpack_image(self, image: Tensor) -> Tensor:
+        """The image as float32 on the device; on the way there uint8 is a quarter of the bytes."""
+        image = _move(image, self.device)
+        return to_float(image) if image.dtype == torch.uint8 else image
+
+    def unpack(self, target: Target) -> Target:
+        """The target as tensors on the device."""
+        return {
+            k: _move(torch.from_numpy(v), self.device) if isinstance(v, np.ndarray) else v for k, v in target.items()
+        }
 
 
 def build_train_loader(
@@ -115,13 +170,17 @@ def build_train_loader(
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
+    group_shapes: bool = True,
+    device: str = "cpu",
 ) -> TrainLoader:
     """Batches of iterations start_iteration..iterations - 1, each (images, targets): two lists, images still unpadded.
 
     iterations: of the whole schedule; workers: loader processes, 0 loads in this one; the batches are the same.
+    group_shapes: wide and high images in batches of their own (`shape_groups`), as the official code does; device:
+    where batches are wanted, a GPU copies them from page-locked memory while it computes.
     """
-    order = BatchOrder(len(dataset), batch_size, start_iteration, iterations, seed, rank, world)
-    return TrainLoader(dataset, transform, order, workers)
+    order = BatchOrder(dataset.sizes, batch_size, start_iteration, iterations, seed, rank, world, group_shapes)
+    return TrainLoader(dataset, transform, order, workers, device)
 
 
 class EvalLoader:
@@ -198,8 +257,11 @@ def _to_array(value: Any) -> Any:
     return value.numpy() if isinstance(value, Tensor) else value
 
 
-def _to_tensors(target: Target) -> Target:
-    return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in target.items()}
+def _move(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; the host does not wait for a GPU's copy, which only page-locked memory allows."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _as_is(sample: Any) -> Any:

@@ -13,22 +13,23 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pycocotools import mask as mask_utils
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from condinst_edu.datasets.coco_json import Coco, Item, encode_segmentation, read_coco
+from condinst_edu.datasets.coco_json import LARGEST_IMAGE, Coco, Item, encode_segmentation, read_coco
+from condinst_edu.datasets.outlines import Segmentation, decode_masks
 from condinst_edu.errors import UserError
 
 Sample = tuple[Tensor, dict[str, Any]]
-
-LARGEST_IMAGE = 89_478_485  # pixels, a quarter of a gigabyte in RGB: Pillow's own limit
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ class CocoDataset(Dataset[Sample]):
 
     keep_empty=False leaves out images without an object that is no crowd, as the official code does in training;
     cache=True keeps decoded images in memory (each loader process its own); skip_missing=True leaves out images whose
-    file is missing; category_ids: the list that a checkpoint was trained with, by default that of the file, ascending.
+    file is missing; category_ids: the list that a checkpoint was trained with, by default that of the file, ascending;
+    outlines=True hands out polygons instead of masks, which `TrainTransform` draws at the size that is needed.
 
     Attributes: `category_ids`, `class_names` (K); `image_ids`, `file_names`, `sizes` (height, width) one per image;
     `annotation_file`; `dropped`: how many annotations have an empty box or mask and were left out.
@@ -54,14 +56,16 @@ class CocoDataset(Dataset[Sample]):
         cache: bool = False,
         skip_missing: bool = False,
         category_ids: Sequence[int] | None = None,
+        outlines: bool = False,
     ) -> None:
+        self.outlines = outlines
         self.image_folder, self.annotation_file = str(image_folder), str(annotation_file)
         if not Path(image_folder).is_dir():
             raise UserError(f"image folder {image_folder} does not exist or is no folder.")
         coco = read_coco(annotation_file)
         self.category_ids, self.class_names = _classes(coco, category_ids, self.annotation_file)
         images = _with_file(coco["images"], self.image_folder, skip_missing)
-        objects = _objects_by_image(coco, images, self.annotation_file)
+        objects = _objects_by_image(coco, images, self.annotation_file, outlines)
         self.dropped = sum(a is None for group in objects for a in group)
         if self.dropped:
             logger.warning("%s: left out %d annotations with an empty box or mask", annotation_file, self.dropped)
@@ -85,7 +89,8 @@ class CocoDataset(Dataset[Sample]):
         """Image (3, H, W) uint8 RGB as stored (no EXIF rotation: annotations refer to stored pixels), and its target.
 
         Target: `boxes` (N, 4) float32 xyxy in pixels, `labels` (N,) int64 from 1, `masks` (N, H, W) bool, `iscrowd`
-        (N,) bool, `image_id` int. Errors: UserError where the file is broken or of another size than annotated.
+        (N,) bool, `image_id` int; with outlines=True a list `segmentations` in place of `masks`. Errors: UserError
+        where the file is broken or of another size than annotated.
         """
         index = range(len(self))[index]  # an IndexError past the end, and -1 is the last
         return self.image(index), self.target(index)
@@ -110,19 +115,14 @@ class CocoDataset(Dataset[Sample]):
         o = self._objects
         start, end = o.first[index], o.first[index + 1]
         target: dict[str, Any] = {"boxes": o.boxes[start:end].clone(), "labels": o.labels[start:end].clone()}
-        counts = [o.counts[a:b] for a, b in zip(o.offsets[start:end], o.offsets[start + 1 : end + 1], strict=True)]
-        target["masks"] = decode_masks(counts, self.sizes[index])
+        if self.outlines:
+            target["segmentations"] = [o.segmentation(m) for m in range(start, end)]
+        else:
+            counts = [o.counts[a:b] for a, b in pairwise(o.offsets[start : end + 1])]
+            target["masks"] = decode_masks(counts, self.sizes[index])
         target["iscrowd"] = o.iscrowd[start:end].clone()
         target["image_id"] = self.image_ids[index]
         return target
-
-
-def decode_masks(counts: Sequence[bytes], size: tuple[int, int]) -> Tensor:
-    """Masks (N, *size) bool of N compressed RLEs."""
-    if not counts:
-        return torch.zeros((0, *size), dtype=torch.bool)
-    masks = mask_utils.decode([{"size": size, "counts": c} for c in counts])  # (H, W, N), columns first in memory
-    return torch.from_numpy(masks.transpose(2, 0, 1)).contiguous().view(torch.bool)
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None, upright: bool = False) -> Tensor:
@@ -157,7 +157,8 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, upright: b
         raise UserError(
             f"{path} cannot be read as an image: {str(error).rstrip('.') or type(error).__name__}."
         ) from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    # Pixel after pixel in memory, as the file has them: resizing is then several times quicker.
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -174,7 +175,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 class _Objects(NamedTuple):
     """All objects of a set, image after image: those of image i are first[i]..first[i + 1].
 
-    boxes (M, 4), labels (M,), iscrowd (M,); the RLE of object m is counts[offsets[m]:offsets[m + 1]].
+    boxes (M, 4), labels (M,), iscrowd (M,); the RLE of object m is counts[offsets[m]:offsets[m + 1]], nothing where its
+    polygons are kept instead: polygons[m]..polygons[m + 1], of which the p-th is points[corners[p]:corners[p + 1]].
     """
 
     first: list[int]
@@ -182,7 +184,17 @@ class _Objects(NamedTuple):
     labels: Tensor
     iscrowd: Tensor
     counts: bytes
-    offsets: np.ndarray[Any, np.dtype[np.int64]]
+    offsets: NDArray[np.int64]
+    points: NDArray[np.float64]
+    corners: NDArray[np.int64]
+    polygons: NDArray[np.int64]
+
+    def segmentation(self, m: int) -> Segmentation:
+        """The polygons of object m, or its RLE."""
+        first, last = self.polygons[m : m + 2]
+        if first == last:
+            return self.counts[self.offsets[m] : self.offsets[m + 1]]
+        return [self.points[a:b] for a, b in pairwise(self.corners[first : last + 1])]
 
 
 def _classes(coco: Coco, category_ids: Sequence[int] | None, name: str) -> tuple[list[int], list[str]]:
@@ -215,8 +227,11 @@ def _with_file(images: list[Item], folder: str, skip_missing: bool) -> list[Item
     return [image for image in images if image["id"] not in missing]
 
 
-def _objects_by_image(coco: Coco, images: list[Item], name: str) -> list[list[Item | None]]:
-    """Box, category, crowd flag and encoded mask of every annotation, per image; None for an empty box or mask."""
+def _objects_by_image(coco: Coco, images: list[Item], name: str, outlines: bool) -> list[list[Item | None]]:
+    """Box, category, crowd flag and encoded mask of every annotation, per image; None for an empty box or mask.
+
+    With outlines, polygons stay as they are.
+    """
     groups: dict[int, list[Item | None]] = {image["id"]: [] for image in images}
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
     for i, annotation in enumerate(coco["annotations"]):
@@ -228,12 +243,16 @@ def _objects_by_image(coco: Coco, images: list[Item], name: str) -> list[list[It
         empty = width == 0 or height == 0 or mask_utils.area({"size": size, "counts": counts}) == 0
         item: Item = {"box": (x, y, x + width, y + height), "category": annotation["category_id"], "counts": counts}
         item["iscrowd"] = bool(annotation.get("iscrowd", 0))
+        item["polygons"] = []
+        if outlines and isinstance(annotation["segmentation"], list):
+            item["polygons"], item["counts"] = annotation["segmentation"], b""
         groups[annotation["image_id"]].append(None if empty else item)
     return list(groups.values())
 
 
 def _pack(groups: list[list[Item]], label_of: dict[int, int]) -> _Objects:
     objects = [item for group in groups for item in group]
+    polygons = [np.array(polygon, np.float64) for item in objects for polygon in item["polygons"]]
     return _Objects(
         first=np.cumsum([0, *(len(group) for group in groups)]).tolist(),
         boxes=torch.tensor([item["box"] for item in objects], dtype=torch.float32).reshape(-1, 4),
@@ -241,4 +260,7 @@ def _pack(groups: list[list[Item]], label_of: dict[int, int]) -> _Objects:
         iscrowd=torch.tensor([item["iscrowd"] for item in objects], dtype=torch.bool),
         counts=b"".join(item["counts"] for item in objects),
         offsets=np.cumsum([0, *(len(item["counts"]) for item in objects)], dtype=np.int64),
+        points=np.concatenate([np.empty(0), *polygons]),
+        corners=np.cumsum([0, *(len(polygon) for polygon in polygons)], dtype=np.int64),
+        polygons=np.cumsum([0, *(len(item["polygons"]) for item in objects)], dtype=np.int64),
     )

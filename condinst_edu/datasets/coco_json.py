@@ -19,6 +19,8 @@ from condinst_edu.errors import UserError
 Item = dict[str, Any]
 Coco = dict[str, list[Item]]
 
+LARGEST_IMAGE = 89_478_485  # pixels, a quarter of a gigabyte in RGB: Pillow's own limit
+
 
 def read_json(path: str | Path) -> Any:
     """The contents of a JSON file; UserError where it is missing, unreadable or cut off (with line and column)."""
@@ -72,6 +74,10 @@ def _check_image(image: Item, where: str) -> None:
         _check_integer(image, side, where)
         if image[side] < 1:
             raise UserError(f"{where}: '{side}' is {image[side]}, but an image has at least one pixel.")
+    if image["height"] * image["width"] > LARGEST_IMAGE:
+        raise UserError(
+            f"{where} has {image['height'] * image['width']} pixels, more than the {LARGEST_IMAGE} that are read."
+        )
 
 
 def _check_annotation(annotation: Item, known: dict[str, set[int]], where: str) -> None:

@@ -1,5 +1,6 @@
 """From a list of images to what a network takes: normalised, padded to one size."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,9 +23,7 @@ class Batch(NamedTuple):
         return list(zip(self.sizes, output_sizes or self.sizes, strict=True))
 
 
-def make_batch(
-    images: Sequence[Tensor], mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor, divisor: int
-) -> Batch:
+def make_batch(images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float], divisor: int) -> Batch:
     """Normalise, then pad at the right and bottom with zeros to one size divisible by `divisor`.
 
     images: (3, H, W) float in [0, 1], of any sizes; mean, std: of red, green, blue.
@@ -40,9 +39,20 @@ def make_batch(
     sizes = [(image.shape[-2], image.shape[-1]) for image in images]
     height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
     batch = images[0].new_zeros(len(images), 3, height, width)
-    # Scale and shift are rounded once: with std 1/255, the pixels 0..255 of an image come out as they were.
-    mean, std = (torch.as_tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (mean, std))
-    scale, shift = (1 / std).to(batch), (mean / std).to(batch)
+    scale, shift = _scale_and_shift(tuple(map(float, mean)), tuple(map(float, std)), batch.dtype, batch.device)
     for padded, image, (h, w) in zip(batch, images, sizes, strict=True):
         padded[:, :h, :w] = image * scale - shift
     return Batch(batch.contiguous(memory_format=torch.channels_last), sizes)
+
+
+@functools.cache
+@torch.inference_mode(False)  # they serve in training too
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What an image is multiplied by and what is taken off, (3, 1, 1) each; kept, so that a GPU is sent them once.
+
+    They are rounded once: with std 1/255, the pixels 0..255 of an image come out as they were.
+    """
+    exact_mean, exact_std = (torch.tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (mean, std))
+    return (1 / exact_std).to(device, dtype), (exact_mean / exact_std).to(device, dtype)

@@ -101,7 +101,16 @@ def draw_instances(
     for i, (x0, y0, *_) in enumerate(boxes.tolist()):
         style = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.75}
         side = "bottom" if y0 > 0.05 * image.shape[1] else "top"  # a caption stays within the picture
-        axes.text(x0, y0, _caption(instances, i, class_names), fontsize=fontsize, va=side, bbox=style)
+        taken = int(((boxes[:i, :2] - boxes[i, :2]).abs().amax(-1) < 0.05 * image.shape[1]).sum())  # captions here
+        axes.annotate(
+            _caption(instances, i, class_names),
+            (x0, y0),
+            xytext=(0, -1.5 * fontsize * taken),
+            textcoords="offset points",
+            fontsize=fontsize,
+            va=side,
+            bbox=style,
+        )
 
 
 def _caption(instances: Mapping[str, Tensor], i: int, class_names: Sequence[str]) -> str:

@@ -704,4 +704,4 @@ print("Official code has location - pixel: the same head, with W_xy negated in i
 # - Relative coordinates are affine in the pixel, so they fold into layer 1 and are never built.
 # - A cell is a pixel with an address: upsampling has to keep it, or training has to learn the difference.
 #
-# Next: lesson 4, CondInst, whole.
+# Next: [lesson 4](04_condinst.ipynb), CondInst, whole.
