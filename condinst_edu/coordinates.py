@@ -70,6 +70,6 @@ def mass_centers(masks: Tensor) -> Tensor:
     height, width = masks.shape[1:]
     x = weights.sum(dim=1) @ torch.arange(width, device=masks.device, dtype=torch.float32)
     y = weights.sum(dim=2) @ torch.arange(height, device=masks.device, dtype=torch.float32)
-    middle = weights.new_tensor([(width - 1) / 2, (height - 1) / 2])
+    middle = torch.stack([weights.new_full((), (side - 1) / 2) for side in (width, height)])
     center = torch.stack([x, y], dim=1) / area[:, None]
     return torch.where(area[:, None] > 0, center, middle)

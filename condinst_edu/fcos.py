@@ -192,7 +192,7 @@ def make_points(pyramid: Sequence[Tensor], strides: Sequence[int], ranges: Seque
             [
                 xy,
                 xy.new_full((len(xy),), stride),
-                xy.new_tensor(reach).expand(len(xy), 2),
+                torch.stack([xy.new_full((len(xy),), end) for end in reach], dim=1),  # no copy, which a GPU waits for
                 torch.full((len(xy),), level, device=x.device),
                 neighbours((height, width), start, x.device),
             ]

@@ -101,7 +101,7 @@ class DynamicMaskHead(nn.Module):
         if self.coordinates == "none":
             return features.flatten(1), weight, bias
         size = (features.shape[-2], features.shape[-1])
-        extent = features.new_tensor([size[1] * stride, size[0] * stride])
+        extent = torch.stack([features.new_full((), side * stride) for side in (size[1], size[0])])  # (2,)
         # Pixels are counted from the middle of the map: small numbers lose less in float32.
         pixels = locations(size, stride, features.device).to(features) - extent / 2  # (H * W, 2)
         if self.coordinates == "relative":

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import math
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,15 +18,17 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from helpers import Record, random_targets, seeded, tiny_condinst
 from torch import Tensor, nn
 
 from condinst_edu.engine.checkpoint import load_model, load_run, load_state, save_model
 from condinst_edu.engine.predict import draw, picture_names, predict
 from condinst_edu.engine.recipe import Recipe, build_model, override_model
 from condinst_edu.engine.schedule import build_optimizer, rate_factor
-from condinst_edu.engine.train import open_split, train
+from condinst_edu.engine.train import check_shares, open_split, step, train
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
+from condinst_edu.mask_head import can_compile
 from condinst_edu.recipes import RECIPES, get_recipe
 from condinst_edu.recipes.shapes import shapes_condinst
 
@@ -172,6 +176,73 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(tmp_path: P
         train(tiny_recipe(lr=1e9, clip=0.0, optimizer="sgd", warmup=0.0, save_every=9), tmp_path, show_progress=False)
 
 
+def test_the_step_that_went_wrong_is_named_though_losses_are_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+
+    def broken_step(model: nn.Module, optimizer: Any, clip: float, images: Any, targets: Any, *_: Any) -> Any:
+        seen.append([target["image_id"] for target in targets])
+        return {"class": torch.tensor(math.nan if len(seen) == 3 else 1.0)}
+
+    monkeypatch.setattr("condinst_edu.engine.train.step", broken_step)
+    with pytest.raises(UserError) as caught:
+        train(tiny_recipe(log_every=5, save_every=9), tmp_path, show_progress=False)
+    assert len(seen) == 5
+    assert f"at iteration 3 (images {seen[2]})" in str(caught.value)
+
+
+def test_a_step_waits_for_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a number, or how many there are, makes the program wait for a GPU: only the positives are counted.
+
+    So does a tensor made of a list, which is copied there.
+    """
+
+    def one_hot(labels: Tensor, classes: int) -> Tensor:
+        return (labels[..., None] == torch.arange(classes)).long()
+
+    monkeypatch.setattr(torch.nn.functional, "one_hot", one_hot)  # torch's checks its input on a CPU, not on a GPU
+    model = tiny_condinst(semantic=True).train()
+    images = [torch.rand(3, 96, 128) for _ in range(2)]
+    targets = [random_targets(3, (96, 128), seeded(i)) for i in range(2)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    step(model, optimizer, 5.0, images, targets)  # the first also sends constants
+    with Record() as record:
+        step(model, optimizer, 5.0, images, targets)
+    waits = ("nonzero", "local_scalar", "lift_fresh", "masked_select", "unique", "aten.equal")
+    found = {name: n for name, n in record.counts.items() if any(word in name for word in waits)}
+    assert found == {"aten.nonzero.default": 1}
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_learns(tmp_path: Path, amp: Any) -> None:
+    recipe = tiny_recipe(iterations=30, amp=amp, ema=0.0, accumulate=2, batch_size=4, schedule="poly")
+    model = train(recipe, tmp_path, show_progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    totals = [sum(line[name] for name in ("class", "box", "centerness", "mask")) for line in lines]
+    assert sum(totals[-5:]) < 0.93 * sum(totals[:5])
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    exact = train(dataclasses.replace(recipe, amp="none"), tmp_path / "none", show_progress=False)
+    assert not torch.equal(next(model.parameters()), next(exact.parameters()))  # it was another precision
+
+
+def test_parts_of_a_batch_add_up() -> None:
+    """One image twice, in two parts or in one: the same losses and gradients, though not the same sums."""
+    found = []
+    image, target = torch.rand(3, 96, 128, generator=seeded(0)), random_targets(4, (96, 128), seeded(1))
+    for accumulate in (1, 2):
+        torch.manual_seed(0)
+        model = tiny_condinst().train()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        losses = step(model, torch.optim.SGD(model.parameters(), lr=0.0), 0.0, [image] * 2, [target] * 2, accumulate)
+        found.append((losses, [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="4 images cannot be shared equally by 1 processes that take it in 3 parts"):
+        check_shares(tiny_recipe(batch_size=4, accumulate=3))
+
+
 def test_rate_rises_and_falls() -> None:
     cosine = Recipe(iterations=100, schedule="cosine", warmup=0.1, warmup_factor=0.0)
     assert rate_factor(cosine, 0) == 0
@@ -179,6 +250,13 @@ def test_rate_rises_and_falls() -> None:
     assert rate_factor(cosine, 10) == 1
     assert rate_factor(cosine, 55) == pytest.approx(0.5)
     assert rate_factor(cosine, 99) == pytest.approx((1 + math.cos(math.pi * 89 / 90)) / 2)
+
+
+def test_rate_falls_by_a_power() -> None:
+    poly = Recipe(iterations=100, schedule="poly", warmup=0.1, warmup_factor=0.0)
+    assert rate_factor(poly, 5) == pytest.approx(0.5 * 0.95**0.9)
+    assert rate_factor(poly, 50) == pytest.approx(0.5**0.9)
+    assert 0 < rate_factor(poly, 99) < 0.02
 
 
 def test_rate_of_the_papers_schedule() -> None:
@@ -268,6 +346,68 @@ def test_a_damaged_checkpoint_never_ends_in_a_traceback(
         (tmp_path / "last.pt").write_bytes(damaged)
         with contextlib.suppress(UserError):
             train(tiny_recipe(), tmp_path, show_progress=False)
+
+
+def test_a_broken_checkpoint_gives_way_to_the_one_before(
+    trained: tuple[Path, dict[str, Tensor]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained[0], tmp_path / "run")
+    last, previous = tmp_path / "run" / "last.pt", tmp_path / "run" / "previous.pt"
+    whole = last.read_bytes()
+    assert (torch.load(last)["iteration"], torch.load(previous)["iteration"]) == (6, 4)
+    for broken in (whole[: len(whole) // 2], b""):
+        last.write_bytes(broken)
+        (tmp_path / "run" / "model.safetensors").unlink()
+        assert_same_weights(weights_of(train(tiny_recipe(), tmp_path / "run", show_progress=False)), trained[1])
+        assert "going on from previous.pt" in capsys.readouterr().err
+    last.unlink()  # killed between the two renames
+    assert_same_weights(weights_of(train(tiny_recipe(), tmp_path / "run", show_progress=False)), trained[1])
+    with pytest.raises(UserError, match="belongs to another run: lr"):  # that is no broken file
+        train(tiny_recipe(lr=0.5), tmp_path / "run", show_progress=False)
+    previous.write_bytes(b"nonsense")
+    last.write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=r"previous\.pt is no whole checkpoint"):
+        train(tiny_recipe(), tmp_path / "run", show_progress=False)
+
+
+def test_the_best_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AP of three evaluations rises, then falls; a run that goes on knows the best so far."""
+    values = iter([0.2, 0.3, 0.1])
+    weights = []
+
+    def fake(model: nn.Module, *_: Any, **__: Any) -> dict[str, Any]:
+        weights.append(weights_of(model))
+        return {"mask": {"AP": next(values)}, "box": {"AP": 0.9}}
+
+    def stop(done: int, model: nn.Module) -> None:
+        if done == 4:
+            raise Stop
+
+    monkeypatch.setattr("condinst_edu.engine.train.evaluate", fake)
+    with pytest.raises(Stop):
+        train(tiny_recipe(eval_every=2), tmp_path, on_step=stop, show_progress=False)
+    train(tiny_recipe(eval_every=2), tmp_path, show_progress=False)
+    assert_same_weights(weights_of(load_model(tmp_path / "best.safetensors").model), weights[1])
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["mask_AP"] for line in lines if "mask_AP" in line] == [0.2, 0.3, 0.1]
+
+
+def test_tensorboard_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"TensorBoard is not installed: pip install"):
+        train(tiny_recipe(tensorboard=True), tmp_path, show_progress=False)
+
+
+@pytest.mark.slow
+def test_compiled_parts_compute_the_same(tmp_path: Path) -> None:
+    if not can_compile():
+        pytest.skip("no C++ compiler")
+    plain = tiny_recipe(optimizer="sgd", lr=1e-3, iterations=2)
+    one = weights_of(train(plain, tmp_path / "a", show_progress=False))
+    two = weights_of(train(dataclasses.replace(plain, compile=True), tmp_path / "b", show_progress=False))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_pictures_of_photographs_that_share_a_name(trained: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
@@ -383,11 +523,12 @@ def test_training_set_leaves_out_empty_images_and_held_out_set_does_not() -> Non
 
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
-    """SIGKILL at moments spread over the run, checkpoint writing included; the end is the uninterrupted run's."""
+    """SIGKILL at 20 random moments, checkpoint writing included; the end is the uninterrupted run's."""
+    moments = random.Random(0)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_engine import *\n"
-        "train(tiny_recipe(iterations=150, save_every=1), Path(sys.argv[2]), show_progress=False)\n"
+        "train(tiny_recipe(iterations=400, save_every=1), Path(sys.argv[2]), show_progress=False)\n"
     )
 
     def start(out: Path) -> subprocess.Popen[bytes]:
@@ -398,17 +539,49 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
 
     assert start(tmp_path / "whole").wait() == 0
     last = tmp_path / "killed" / "last.pt"
-    for kill in range(8):
+    for _ in range(20):
         before, process = written(last), start(tmp_path / "killed")
         deadline = time.monotonic() + 60
         while written(last) == before:  # it trains: every iteration writes a checkpoint
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.001)
-        time.sleep(0.009 * kill)  # at another moment of the step and of the writing each time
+        time.sleep(moments.uniform(0, 0.3))  # of the step or of the writing
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
+    assert torch.load(last)["iteration"] < 400
     assert start(tmp_path / "killed").wait() == 0
     names = ("model.safetensors", "recipe.json")
     assert all((tmp_path / "killed" / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in names)
     assert not list((tmp_path / "killed").glob(".*"))
+
+
+@pytest.mark.slow
+def test_asked_to_stop_and_resumed(tmp_path: Path) -> None:
+    """SIGTERM to the whole group, loader processes included, as torchrun and job schedulers send it."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_engine import *\n"
+        "recipe = tiny_recipe(iterations=100, save_every=1000, workers=2)\n"
+        "train(recipe, Path(sys.argv[2]), show_progress=False)\n"
+    )
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", code, str(Path(__file__).parent), str(out)]
+        return subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
+
+    assert start(tmp_path / "whole").wait() == 0
+    process, log = start(tmp_path / "stopped"), tmp_path / "stopped" / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, said
+    assert b"stopped by SIGTERM after iteration" in said
+    assert b"Traceback" not in said
+    assert 0 < torch.load(tmp_path / "stopped" / "last.pt")["iteration"] < 100
+    assert start(tmp_path / "stopped").wait() == 0
+    for name in ("model.safetensors", "log.jsonl"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

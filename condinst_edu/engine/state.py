@@ -56,10 +56,12 @@ class TrainState:
 
     def resume(self, out: Path) -> None:
         """Go on from last.pt, or, where that is broken, from the one before it. Errors: UserError as of `load_run`."""
-        paths = [path for path in (out / "last.pt", out / "previous.pt") if path.exists()]
+        last = used = out / "last.pt"
+        paths = [path for path in (last, out / "previous.pt") if path.exists()]
         for path in paths:
             try:
                 self._fill(path)
+                used = path
                 break
             except BrokenCheckpoint as error:
                 if path == paths[-1]:
@@ -69,6 +71,8 @@ class TrainState:
             raise UserError(
                 f"not all processes see the checkpoint in {out}: a folder that all machines share is needed"
             )
+        if used != last and rank() == 0:  # all have read it; nothing broken is kept as the one before
+            used.replace(last)
 
     def _fill(self, path: Path) -> None:
         state = load_run(path, self.recipe, data_of(self.dataset))

@@ -75,7 +75,7 @@ def train(
     held_out = open_split(recipe, "val", dataset.category_ids) if recipe.eval_every else None
     state = start_state(recipe, dataset, out, device)
     runner = share_gradients(state.model, device)
-    batches = train_batches(recipe, dataset, state.model, state.iteration, recipe.iterations)
+    batches = train_batches(recipe, dataset, state.model, state.iteration, recipe.iterations, device)
     record = LossRecord()
     with progress_bar(show_progress and first) as progress, Termination() as termination:
         log = None
@@ -86,9 +86,8 @@ def train(
         for images, targets in batches:
             termination.ask()
             set_rate(state.optimizer, recipe, state.iteration)
-            batch = to_device(images, device), to_device(targets, device)
-            precision = (AMP[recipe.amp], state.scaler)
-            losses = step(runner, state.optimizer, recipe.clip, *batch, recipe.accumulate, *precision)
+            how = (recipe.accumulate, AMP[recipe.amp], state.scaler)
+            losses = step(runner, state.optimizer, recipe.clip, images, targets, *how)
             if state.averaged is not None:
                 state.averaged.update_parameters(state.model)
             state.iteration = done = state.iteration + 1
@@ -203,23 +202,16 @@ def open_split(recipe: Recipe, split: str, category_ids: list[int] | None = None
     )
 
 
-def train_batches(recipe: Recipe, dataset: CocoDataset, model: nn.Module, start: int, iterations: int) -> TrainLoader:
-    """Augmented batches of iterations `start` to `iterations` - 1.
+def train_batches(
+    recipe: Recipe, dataset: CocoDataset, model: nn.Module, start: int, iterations: int, device: str = "cpu"
+) -> TrainLoader:
+    """Augmented batches of iterations `start` to `iterations` - 1: this process's share of each, on the device.
 
     Where the model draws masks and needs no full-size ones, they are sampled at its mask stride.
     """
     stride = getattr(model, "mask_stride", None) if getattr(model, "semantic", None) is None else None
     transform = TrainTransform(recipe.short_sides, recipe.max_size, recipe.flip, recipe.vertical_flip, stride)
     order = (recipe.batch_size, start, iterations, recipe.seed)
-    batches = build_train_loader(dataset, transform, *order, recipe.workers, rank(), world())
+    batches = build_train_loader(dataset, transform, *order, recipe.workers, rank(), world(), device=device)
     batches.loader.worker_init_fn = bind_worker
     return batches
-
-
-def to_device(batch: list[Any], device: str) -> list[Any]:
-    def move(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {key: move(value) for key, value in item.items()}
-        return item.to(device, non_blocking=True) if isinstance(item, Tensor) else item
-
-    return [move(item) for item in batch]
