@@ -6,6 +6,7 @@
     condinst-edu bench inference            beside torchvision's Mask R-CNN and FCOS
     condinst-edu bench instances            time against the number of instances, beside Mask R-CNN
     condinst-edu bench loader               training samples a second, beside torchvision's transforms
+    condinst-edu bench evaluation           encoding and scoring of 100 masks an image
 
 All variants of a group run in turn (A B C, A B C, ...), so that whatever slows the machine down slows all of them: the
 ratios of the medians hold on a busy machine too, the milliseconds do not. One thread unless told otherwise.
@@ -55,27 +56,36 @@ class Bench:
     """Compare the fast forms of a step with the plain ones, on this machine."""
 
     name: Annotated[
+<<<<<<< HEAD
         Literal["mask-head", "targets", "instances", "inference", "loader", "lessons"], tyro.conf.Positional
+=======
+        Literal["mask-head", "targets", "instances", "loader", "evaluation", "lessons"], tyro.conf.Positional
+>>>>>>> cocodata
     ]
     """mask-head: the dynamic mask head in inference and training, and the way from its logits to binary masks.
     targets: target assignment beside a training step.
     instances: CondInst and Mask R-CNN at several numbers of instances.
     inference: CondInst and FCOS beside torchvision's Mask R-CNN and FCOS, from an image to its results.
     loader: reading and augmenting of COCO-like images, beside torchvision's v2 transforms.
+    evaluation: encoding and scoring of 100 masks an image.
     lessons: how long each notebook takes, beside its budget."""
     json: bool = False
     """Print JSON instead of a table."""
     threads: int = 1
     """Threads of torch; on a busy machine several of them mostly wait for each other."""
     runs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+<<<<<<< HEAD
     """How often each variant runs; each number is the median. Default: 7, inference 10, others 3."""
+=======
+    """How often each variant runs; each number is the median. 7 by default for mask-head, otherwise 3."""
+>>>>>>> cocodata
     counts: tuple[int, ...] = (1, 10, 50, 100)
     """Of "instances": how many there are in the image."""
     size: tuple[int, int] = (480, 640)
     """Of "instances": height and width of the image that the full-size models see; the tiny ones see 128x128.
     Of "inference": those of the image, which is enlarged to a short side of 800 pixels."""
     images: int = 200
-    """Of "loader": how many images are drawn and then loaded in each run."""
+    """Of "loader" and "evaluation": how many images each run takes."""
 
 
 @dataclass
@@ -125,6 +135,10 @@ def run_bench(options: Bench) -> None:
         from condinst_edu.bench_loader import bench_loader
 
         bench = partial(bench_loader, images=options.images)
+    elif options.name == "evaluation":
+        from condinst_edu.bench_evaluation import bench_evaluation
+
+        bench = partial(bench_evaluation, images=options.images)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
@@ -485,7 +499,7 @@ def print_tables(result: dict[str, Any]) -> None:
 
 
 def format_number(x: float | None) -> str:
-    return "" if x is None else f"{x:.0f}" if abs(x) >= 100 else f"{x:.2g}"
+    return "" if x is None else f"{x:.0f}" if abs(x) >= 99.5 else f"{x:.2g}"
 
 
 def describe_goal(variant: dict[str, Any]) -> str:
@@ -522,6 +536,9 @@ def sentence(groups: list[Group]) -> str:
             f"One core loads {outlines.facts['images_per_second']:.0f} images a second, "
             f"{outlines.speedup:.1f} times as many as through torchvision's transforms."
         )
+    if groups[0].name == "evaluation":
+        seconds = groups[0]["both"].facts["seconds_for_5000"]
+        return f"At this rate, COCO's 5000 images with as many masks each take {seconds:.0f} seconds."
     heads, trained, drawn, large = groups
     compiled = heads["compiled"]
     and_compiled = f" ({compiled.speedup:.0f}x compiled)" if compiled.speedup else ""

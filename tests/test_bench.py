@@ -6,16 +6,18 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.progress import Progress
 from torchvision.models import detection
 
-from condinst_edu import bench, bench_instances, bench_loader
+from condinst_edu import bench, bench_evaluation, bench_instances, bench_loader
 from condinst_edu.bench import Bench, PeakMemory, Scene, Variant
 from condinst_edu.condinst import CondInst
 from condinst_edu.datasets.coco import CocoDataset
 from condinst_edu.datasets.transforms import TrainTransform, to_float
+from condinst_edu.engine.evaluate import coco_ap
 from condinst_edu.errors import UserError
 from condinst_edu.layers.upsample import resize_masks
 from condinst_edu.mask_head import DynamicMaskHead
@@ -261,3 +263,29 @@ def test_loader_variants_agree(tmp_path: Path) -> None:
             assert found["masks"].shape == target["masks"][:, 2::4, 2::4].shape
             assert (found["masks"] != target["masks"][:, 2::4, 2::4]).float().mean() < 0.02
     assert set(flips) == {False, True}
+
+
+def test_evaluation_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    small = functools.partial(bench_evaluation.bench_evaluation, masks=9, size=(60, 80))
+    monkeypatch.setattr(bench_evaluation, "bench_evaluation", small)
+    bench.run_bench(Bench("evaluation", json=True, runs=2, images=5))
+    (group,) = json.loads(capsys.readouterr().out)["groups"]
+    encode, score, both = group["variants"]
+    assert both["times_ms"] == [a + b for a, b in zip(encode["times_ms"], score["times_ms"], strict=True)]
+    assert both["seconds_for_5000"] == pytest.approx(both["median_ms"])  # 5 images
+    assert both["goal"] == {"seconds_for_5000": 240}
+    bench.run_bench(Bench("evaluation", runs=1, images=2))
+    assert "COCO's 5000 images with as many masks each take" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match="--images is at least 1, not 0"):
+        bench.run_bench(Bench("evaluation", runs=1, images=0))
+
+
+def test_evaluation_is_of_real_results() -> None:
+    """The objects are found: scored alone, as detections, they are perfect."""
+    pool = [bench_evaluation.random_detections(np.random.default_rng(0), 9, (60, 80))]
+    results = bench_evaluation.encode_all(pool, 3)
+    truth = bench_evaluation.ground_truth(results, 3, 9, (60, 80), objects=9)
+    assert len(results) == len(truth["annotations"]) == 27
+    scores = coco_ap(truth, results)
+    assert scores["box"]["AP"] > 0.99
+    assert scores["mask"]["AP"] > 0.99

@@ -263,6 +263,10 @@ def test_unpacking_takes_no_second_copy(tmp_path: Path, monkeypatch: pytest.Monk
     assert read_all(tmp_path) == files
     assert max(sizes) <= whole + step + 3000
     assert len(sizes) < 2 * len(files) + 20  # what is cut off is not unpacked again
+    directory.write_bytes(b"left over")  # killed when the archive was gone already
+    with bytes_bar(False) as progress:
+        unpack(path, directory, tmp_path, "d", progress, step)
+    assert read_all(tmp_path) == files
 
 
 @pytest.mark.parametrize(

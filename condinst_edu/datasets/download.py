@@ -193,6 +193,9 @@ def unpack(path: Path, directory: Path, root: Path, folder: str, progress: Progr
     directory: where the archive's table of contents is kept in the meantime, which stands at the end of a zip file.
     Errors: UserError for an archive that is broken, or would write elsewhere (nothing is written then).
     """
+    if directory.exists() and not path.exists():  # killed between the last two lines below
+        directory.unlink()
+        return
     with _broken_archive(path):
         if not directory.exists():
             with zipfile.ZipFile(path) as archive:
