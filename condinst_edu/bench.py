@@ -56,11 +56,8 @@ class Bench:
     """Compare the fast forms of a step with the plain ones, on this machine."""
 
     name: Annotated[
-<<<<<<< HEAD
-        Literal["mask-head", "targets", "instances", "inference", "loader", "lessons"], tyro.conf.Positional
-=======
-        Literal["mask-head", "targets", "instances", "loader", "evaluation", "lessons"], tyro.conf.Positional
->>>>>>> cocodata
+        Literal["mask-head", "targets", "instances", "inference", "loader", "evaluation", "lessons"],
+        tyro.conf.Positional,
     ]
     """mask-head: the dynamic mask head in inference and training, and the way from its logits to binary masks.
     targets: target assignment beside a training step.
@@ -74,11 +71,7 @@ class Bench:
     threads: int = 1
     """Threads of torch; on a busy machine several of them mostly wait for each other."""
     runs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-<<<<<<< HEAD
     """How often each variant runs; each number is the median. Default: 7, inference 10, others 3."""
-=======
-    """How often each variant runs; each number is the median. 7 by default for mask-head, otherwise 3."""
->>>>>>> cocodata
     counts: tuple[int, ...] = (1, 10, 50, 100)
     """Of "instances": how many there are in the image."""
     size: tuple[int, int] = (480, 640)
