@@ -5,6 +5,7 @@
     condinst-edu bench lessons              each notebook's seconds, beside its budget
     condinst-edu bench inference            beside torchvision's Mask R-CNN and FCOS
     condinst-edu bench instances            time against the number of instances, beside Mask R-CNN
+    condinst-edu bench training             the same in training, made for a GPU
     condinst-edu bench loader               training samples a second, beside torchvision's transforms
     condinst-edu bench evaluation           encoding and scoring of 100 masks an image
 
@@ -56,13 +57,14 @@ class Bench:
     """Compare the fast forms of a step with the plain ones, on this machine."""
 
     name: Annotated[
-        Literal["mask-head", "targets", "instances", "inference", "loader", "evaluation", "lessons"],
+        Literal["mask-head", "targets", "instances", "inference", "training", "loader", "evaluation", "lessons"],
         tyro.conf.Positional,
     ]
     """mask-head: the dynamic mask head in inference and training, and the way from its logits to binary masks.
     targets: target assignment beside a training step.
     instances: CondInst and Mask R-CNN at several numbers of instances.
     inference: CondInst and FCOS beside torchvision's Mask R-CNN and FCOS, from an image to its results.
+    training: a training step and inference of CondInst beside torchvision's Mask R-CNN, made for a GPU.
     loader: reading and augmenting of COCO-like images, beside torchvision's v2 transforms.
     evaluation: encoding and scoring of 100 masks an image.
     lessons: how long each notebook takes, beside its budget."""
@@ -76,7 +78,11 @@ class Bench:
     """Of "instances": how many there are in the image."""
     size: tuple[int, int] = (480, 640)
     """Of "instances": height and width of the image that the full-size models see; the tiny ones see 128x128.
-    Of "inference": those of the image, which is enlarged to a short side of 800 pixels."""
+    Of "inference": those of the image, which is enlarged to a short side of 800 pixels. Of "training": of all."""
+    device: str = "cpu"
+    """Of "training": where to run, cpu or cuda."""
+    batch: int = 2
+    """Of "training": images of a step."""
     images: int = 200
     """Of "loader" and "evaluation": how many images each run takes."""
 
@@ -124,6 +130,10 @@ def run_bench(options: Bench) -> None:
         from condinst_edu.bench_inference import bench_inference
 
         bench = partial(bench_inference, size=options.size)
+    elif options.name == "training":
+        from condinst_edu.bench_training import bench_training
+
+        bench = partial(bench_training, device=options.device, batch=options.batch, size=options.size)
     elif options.name == "loader":
         from condinst_edu.bench_loader import bench_loader
 
@@ -522,6 +532,13 @@ def sentence(groups: list[Group]) -> str:
         return (
             f"CondInst takes {facts['ratio_to_mask_rcnn']:.2f} of the time of torchvision's Mask R-CNN and "
             f"{facts['ratio_to_torchvision_fcos']:.2f} of that of its FCOS."
+        )
+    if groups[0].name == "training":
+        trained, segmented, head = groups
+        return (
+            f"CondInst trains {trained['CondInst'].speedup:.2f} times as fast as torchvision's Mask R-CNN and segments "
+            f"{segmented['CondInst'].speedup:.2f} times as fast; its mask head takes "
+            f"{head.variants[0].facts['share']:.1%} of that."
         )
     if groups[0].name == "loader":
         outlines = groups[0]["outlines"]
