@@ -113,6 +113,18 @@ def test_killed_stopped_and_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_another_number_of_processes_goes_on(tmp_path: Path) -> None:
+    """As where a machine joins or leaves: two processes, then one, then two again."""
+    changes = {"iterations": 8, "batch_size": 4, "sampling": "random"}
+    for world, end, expected in ((2, 2, 143), (1, None, 0), (2, None, 0)):
+        now = {**changes, **({"end": (end, signal.SIGTERM)} if end else {})}
+        statuses, written = finish(start("train", tmp_path, json.dumps(now), world=world))
+        assert statuses == [expected] * world, written
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [*range(1, 9)]
+
+
+@pytest.mark.slow
 def test_torchrun(tmp_path: Path) -> None:
     """The command of the documentation; a batch that cannot be shared; a process that is killed within it."""
 

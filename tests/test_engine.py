@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -396,6 +397,27 @@ def test_tensorboard_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if it were not installed
     with pytest.raises(UserError, match=r"TensorBoard is not installed: pip install"):
         train(tiny_recipe(tensorboard=True), tmp_path, show_progress=False)
+
+
+def test_what_tensorboard_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, float, int]] = []
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            assert (folder, purge_step) == (str(tmp_path / "tensorboard"), 1)
+
+        def add_scalar(self, *arguments: Any) -> None:
+            told.append(arguments)
+
+        def flush(self) -> None: ...
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    train(tiny_recipe(tensorboard=True, iterations=4, log_every=2), tmp_path, show_progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert told == [(k, v, line["iteration"]) for line in lines for k, v in line.items() if k != "iteration"]
+    assert {name for name, _, _ in told} == {"lr", "class", "box", "centerness", "mask"}
 
 
 @pytest.mark.slow
