@@ -154,8 +154,8 @@ class TrainTransform:
         The loader makes floats of it (`to_float`) where they are needed: bytes are cheaper to hand on.
 
         With a mask stride, masks are `sample_masks` of the full-size ones (H, W not padded; an object between the cells
-        has an empty one and stays, as in the official code), and `centers` (N, 2) are those of the full-size ones. With a
-        semantic stride, `semantic` (h, w) is the model's `semantic_map`.
+        has an empty one and stays, as in the official code), and `centers` (N, 2) are those of the full-size ones.
+        With a semantic stride, `semantic` (h, w) is the model's `semantic_map`.
         Where the target has `segmentations` in place of masks, polygons move with the image and are drawn in the end,
         as in the official code: quicker, and finer in an enlarged image. Stored masks are resized.
         """

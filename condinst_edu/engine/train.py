@@ -208,7 +208,7 @@ def train_batches(
 ) -> TrainLoader:
     """Augmented batches of iterations `start` to `iterations` - 1: this process's share of each, on the device.
 
-    Where the model draws masks, they are sampled at its mask stride, and labels for its semantic task at that of the task.
+    Where the model draws masks, they are sampled at its mask stride; labels for a semantic task at the stride of that.
     """
     strides = (getattr(model, "mask_stride", None), getattr(model, "semantic_stride", None))
     transform = TrainTransform(recipe.short_sides, recipe.max_size, recipe.flip, recipe.vertical_flip, *strides)
