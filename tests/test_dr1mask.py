@@ -9,27 +9,32 @@ import torch.nn.functional as F
 from helpers import TINY, check_gradients, empty_target, enliven, random_targets, same, seeded
 from torch import Tensor, nn
 
+from condinst_edu import bench, bench_dr1conv
+from condinst_edu.bench_dr1conv import dynamic_convolution
 from condinst_edu.blendmask import crop_bases, crop_masks
 from condinst_edu.dr1mask import (
-    OUTSIDE,
     ContextLayer,
     DR1Basis,
     DR1Conv2d,
     DR1Mask,
     FactoredAttention,
     FullAttention,
-    PanopticLayer,
     VectorAttention,
-    mean_embeddings,
     panoptic_targets,
-    paste_logits,
     rank1_weight,
 )
+from condinst_edu.engine.recipe import build_model, override_model
+from condinst_edu.errors import UserError
 from condinst_edu.fcos import centerness
 from condinst_edu.layers.fpn import FPN
 from condinst_edu.layers.images import Batch, make_batch
+from condinst_edu.layers.unified import OUTSIDE, PanopticLayer, mean_embeddings, paste_logits
 from condinst_edu.layers.upsample import upsample_to
 from condinst_edu.papers import naive_dr1mask as naive
+from condinst_edu.progress import progress_bar
+from condinst_edu.recipes import dr1mask as dr1mask_recipes
+from condinst_edu.recipes import get_recipe
+from condinst_edu.recipes.dr1mask import dr1mask_rows
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -109,8 +114,8 @@ def test_basis_is_equation_6() -> None:
     for module in basis.reduce:
         assert isinstance(module, nn.Sequential)
         nn.init.zeros_(module[0].bias)  # type: ignore[arg-type]
-    kernels = [module[0].weight for module in basis.reduce]  # type: ignore[index]
-    merge = [module.conv.weight for module in basis.merge]  # type: ignore[union-attr]
+    kernels: list[Any] = [module[0].weight for module in basis.reduce]  # type: ignore[index]
+    merge: list[Any] = [module.conv.weight for module in basis.merge]  # type: ignore[union-attr]
     expected = torch.stack(
         [naive.eq_6(kernels, merge, [p[i] for p in pyramid], [(a[i], b[i]) for a, b in factors]) for i in range(2)]
     )
@@ -430,6 +435,7 @@ def test_every_parameter_learns(options: dict[str, Any], counts: tuple[int, ...]
     if counts == (30, 0):
         for part in (model.basis, model.attention, model.context, model.panoptic):
             for name, parameter in part.named_parameters() if part is not None else ():
+                assert parameter.grad is not None
                 assert parameter.grad.abs().sum() > 0, name
 
 
@@ -466,6 +472,20 @@ def test_no_detection() -> None:
     (result,) = model([torch.rand(3, 60, 41, generator=seeded(0))])
     assert result["masks"].shape == (0, 60, 41)
     assert result["panoptic_logits"].shape == (2, 15, 11)
+
+
+def test_mixed_precision() -> None:
+    """In bfloat16 all losses stay float32 and finite, and masks come out."""
+    torch.manual_seed(0)
+    model = tiny_dr1mask(attention="vector", num_stuff=2, semantic=0.3, score_threshold=0.005)
+    images, targets = images_and_targets((3, 0), stuff=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.train()(images, targets)
+        assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
+        enliven(model, seeded(1))
+        with torch.no_grad():
+            results = model.eval()(images)
+    assert any(len(result["masks"]) for result in results)
 
 
 def test_gradients_reach_the_factors() -> None:
@@ -581,3 +601,111 @@ def test_bad_targets() -> None:
         tiny_dr1mask(num_stuff=2).train()(images, targets)
     with pytest.raises(ValueError, match="no panoptic layer"):
         tiny_dr1mask().panoptic_logits(torch.zeros(8, 3, 3), torch.zeros(0, 4), torch.zeros(0, 8))
+
+
+# ------------------------------------------------------------------------------------------------------------ recipes
+
+
+def test_recipes_and_rows() -> None:
+    """Every row of Tables 1 to 7 is a recipe with that row's arguments; all models can be built."""
+    expected: dict[str, dict[str, Any]] = {
+        "dr1mask:table-1:baseline": {"factors": "none", "attention": "vector"},
+        "dr1mask:table-1:w-a": {"factors": "a"},
+        "dr1mask:table-1:w-b": {"factors": "b"},
+        "dr1mask:table-1:w-a-b": {"attention": "vector"},
+        "dr1mask:table-2:wo-a-b": {"factors": "none", "num_stuff": 53, "attention": "vector"},
+        "dr1mask:table-2:w-a-b": {"num_stuff": 53},
+        "dr1mask:table-3:none": {"factors": "none"},
+        "dr1mask:table-3:fpn": {"context": "fpn"},
+        "dr1mask:table-3:class-tower": {"context": "class"},
+        "dr1mask:table-3:box-tower": {"attention": "vector"},
+        "dr1mask:table-4:vector": {"attention": "vector"},
+        "dr1mask:table-4:full": {"attention": "full"},
+        "dr1mask:table-4:factored": {},
+        "dr1mask:table-5:32": {"divisor": 32, "basis": {"width": 32, "aligned": False}},
+        "dr1mask:table-5:128": {"divisor": 128, "basis": {"width": 32, "aligned": False}},
+        "dr1mask:table-5:4-w-aligned": {"num_stuff": 53},
+        "dr1mask:table-6:32": {"basis": {"width": 32}},
+        "dr1mask:table-6:64": {"basis": {"width": 64}},
+        "dr1mask:table-6:128": {"basis": {"width": 128}},
+        "dr1mask:table-7:vector": {"attention": "vector"},
+        "dr1mask:table-7:factored": {"attention": "factored", "num_stuff": 53},
+    }
+    assert dr1mask_rows() == list(expected)
+    for name, settings in expected.items():
+        recipe = get_recipe(name)
+        assert settings.items() <= recipe.model_args.items(), name
+        assert recipe.iterations == (270_000 if ":table-6" in name else 90_000)
+        small = override_model(
+            recipe, ("backbone=resnet18", "backbone_options={}", "head.tower_convs=1", "channels=16")
+        )
+        build_model(small.model, 80, small.model_args)
+    with pytest.raises(UserError, match=r"expected one of dr1mask:table-4:vector, dr1mask:table-4:full"):
+        get_recipe("dr1mask:table-4:half")
+
+
+@pytest.mark.parametrize("name", dr1mask_recipes.RECIPES)
+def test_full_size_models(name: str) -> None:
+    """On the meta device, where 50 million parameters take no memory: the paper's sizes and schedules."""
+    recipe = get_recipe(name)
+    args = {**recipe.model_args, "backbone_options": {**recipe.model_args["backbone_options"], "weights": None}}
+    with torch.device("meta"):
+        model = build_model(recipe.model, 80, args)
+    assert isinstance(model, DR1Mask)
+    assert model.stride == 4
+    assert model.fcos.divisor == 4
+    assert [round(m * recipe.iterations) for m in recipe.milestones] == (
+        [60_000, 80_000] if "1x" in name else [180_000, 240_000]
+    )
+    if "panoptic" in name:
+        assert model.panoptic is not None
+        assert model.panoptic.stuff.shape == (32 if "1x" in name else 64, 53)
+        assert isinstance(model.attention, VectorAttention)
+    else:
+        assert model.attention.num_parameters == 144
+    deformable = sum(type(module).__name__ == "DeformableConv" for module in model.modules())
+    assert (deformable > 0) == ("dcn" in name)
+
+
+def test_tiny_recipe() -> None:
+    recipe = get_recipe("shapes-dr1mask")
+    model = build_model(recipe.model, 5, recipe.model_args)
+    assert isinstance(model, DR1Mask)
+    assert model.stride == 2
+    assert len(model.basis.merge) == 4
+    assert sum(p.numel() for p in model.parameters()) < 720_000
+
+
+# -------------------------------------------------------------------------------------------------------------- bench
+
+
+def test_dynamic_convolution() -> None:
+    """With one kernel everywhere it is the plain convolution, with each position's times b_hw it is DR1Conv with B."""
+    conv = DR1Conv2d(3)
+    x, b = (torch.randn(1, 3, 5, 7, generator=seeded(i)) for i in range(2))
+    kernels = conv.conv.weight.flatten(1).expand(35, -1, -1)
+    same(dynamic_convolution(x[0], kernels), conv(x)[0], 1e-5)
+    scaled = kernels * b[0].flatten(1).T[:, :, None]  # row i of a position's kernel times its b_i
+    same(dynamic_convolution(x[0], scaled), conv(x, b=b)[0], 1e-5)
+
+
+def test_bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with progress_bar(False) as progress:
+        large, small = bench_dr1conv.bench_dr1conv(2, progress, width=4, channels=8, size=(9, 13), small=(3, 4))
+    assert [variant.name for variant in large.variants] == ["plain", "DR1Conv", "A and B"]
+    assert [variant.name for variant in small.variants] == ["plain", "DR1Conv", "A and B", "dynamic"]
+    assert small["dynamic"].facts["numbers_a_position"] == 9 * 4**2
+    assert large["DR1Conv"].goal == {"ratio": 1.35}
+    monkeypatch.setattr(bench_dr1conv, "run", lambda *_: [large, small])
+    bench.run_bench(bench.Bench("dr1conv", runs=1))
+    assert "DR1Conv takes" in capsys.readouterr().out
+
+
+def test_dr1conv_is_hardly_dearer_than_a_convolution() -> None:
+    """The goal of `condinst-edu bench dr1conv`, on P3's map; the best of three, since other work disturbs."""
+    ratios = []
+    for _ in range(3):
+        with progress_bar(False) as progress, torch.inference_mode():
+            group = bench_dr1conv.compare(9, progress, "P3", 32, 8, (100, 136))
+        ratios.append(group["DR1Conv"].facts["ratio"])
+    assert min(ratios) <= 1.35

@@ -25,6 +25,7 @@ ITEMS = (
             r"y_{hw} = \sum_j \sum_k \big(W[j, k] (X[h - j, w - k] \circ A[h - j, w - k])"
             r" \circ B[h - j, w - k]\big)"
         ),
+        symbols=("condinst_edu.papers.naive_dr1mask.eq_3",),
     ),
     Item(
         id="dr1mask:eq-4",
@@ -82,7 +83,7 @@ ITEMS = (
             r" \quad \bar e_c = \frac{1}{N_c} \sum_n e_n"
         ),
         symbols=(
-            "condinst_edu.dr1mask.mean_embeddings",
+            "condinst_edu.layers.unified.mean_embeddings",
             "condinst_edu.dr1mask.DR1Mask.panoptic_loss",
         ),
     ),
@@ -92,7 +93,7 @@ ITEMS = (
         section="3.3",
         formula=r"Y_{pano} = W_{pano}^\top F, \quad W_{pano} = [W_{stuff}, W_{thing}]",
         symbols=(
-            "condinst_edu.dr1mask.PanopticLayer",
+            "condinst_edu.layers.unified.PanopticLayer",
             "condinst_edu.dr1mask.DR1Mask.panoptic_logits",
         ),
     ),

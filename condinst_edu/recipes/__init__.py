@@ -4,18 +4,22 @@ from collections.abc import Callable
 
 from condinst_edu.engine.recipe import Recipe
 from condinst_edu.errors import UserError
-from condinst_edu.recipes import folder, shapes
+from condinst_edu.recipes import dr1mask, folder, shapes
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-fcos": shapes.shapes_fcos,
     "shapes-condinst": shapes.shapes_condinst,
+    "shapes-dr1mask": shapes.shapes_dr1mask,
     "shapes-mask-rcnn": shapes.shapes_mask_rcnn,
     "folder-condinst": folder.folder_condinst,
+    **dr1mask.RECIPES,
 }
 
 
 def get_recipe(name: str) -> Recipe:
     """The recipe of that name; UserError lists those there are."""
+    if name.startswith("dr1mask:"):
+        return dr1mask.dr1mask_row(name)
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}: expected one of {', '.join(RECIPES)}")
     return RECIPES[name]()
