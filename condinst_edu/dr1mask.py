@@ -257,7 +257,7 @@ class DR1Mask(nn.Module):
     """The whole model, in torchvision's interface.
 
     num_classes: K; basis: arguments of DR1Basis (width, norm, aligned); attention: "vector", "full" or "factored", and
-    attention_options, its arguments; factors: "ab", "a", "b" or "none"; context: where they are computed from, the
+    attention_size: R, of the last two; factors: "ab", "a", "b" or "none"; context: where they are computed from, the
     "box" tower, the "class" tower or the "fpn"; size: Q, cells along a side of a mask; mask_limit: positive locations
     of an image whose masks are trained, the best by score (None: all, as in BlendMask); semantic: weight of the
     auxiliary semantic loss, 0 leaves it out (the paper: 0.3); num_stuff: classes of stuff, 0 for no panoptic layer;
@@ -280,7 +280,7 @@ class DR1Mask(nn.Module):
         num_classes: int = 80,
         basis: dict[str, Any] | None = None,
         attention: Literal["vector", "full", "factored"] = "factored",
-        attention_options: dict[str, Any] | None = None,
+        attention_size: int = 14,
         factors: Literal["ab", "a", "b", "none"] = "ab",
         context: Literal["box", "class", "fpn"] = "box",
         size: int = 56,
@@ -303,7 +303,8 @@ class DR1Mask(nn.Module):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
         width = (basis or {}).get("width", 32)
-        self.attention = ATTENTION[attention](width, **(attention_options or {}))
+        options = {"size": attention_size} if attention != "vector" else {}
+        self.attention = ATTENTION[attention](width, **options)
         head = {"learned_scales": False, **(head or {}), "top_channels": self.attention.num_parameters}
         if context == "class" and head.get("shared_towers"):
             raise ValueError("context from the class tower needs a class tower: shared_towers must be False")

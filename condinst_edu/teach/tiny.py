@@ -53,6 +53,8 @@ TINY = {
     "condinst-coordinates": Tiny("coordinates alone", "shapes-condinst", ("mask_head.use_features=False",)),
     "condinst-factor1": Tiny("masks not upsampled", "shapes-condinst", ("factor=1",)),
     "condinst-factor4": Tiny("masks upsampled by 4", "shapes-condinst", ("factor=4",)),
+    "dr1mask": Tiny("DR1Mask", "shapes-dr1mask"),
+    "dr1mask-none": Tiny("DR1Mask without A and B", "shapes-dr1mask", ("factors=none",)),
     "mask-rcnn": Tiny("Mask R-CNN", "shapes-mask-rcnn", iterations=1500),
 }
 
