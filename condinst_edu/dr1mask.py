@@ -50,14 +50,23 @@ def rank1_weight(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return weight * torch.outer(b, a)
 
 
+def dr1conv(x: Tensor, weight: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
+    """Conv(X o A) o B: a static kernel, times other factors at every position.
+
+    x, a, b (B, D, H, W), None for a or b leaves that factor out (Table 1); weight (D, D, k, k), k odd. Returns
+    (B, D, H, W). A multiplies what each position gives to its neighbours, B what each position takes from them; Eq. 3
+    as printed multiplies by B inside the sum, which is another operation for all kernels but 1x1.
+    Source: dr1mask:eq-2 (1x1), dr1mask:eq-4.
+    """
+    y = F.conv2d(x if a is None else x * a, weight, padding=weight.shape[-1] // 2)
+    return y if b is None else y * b
+
+
 class DR1Conv2d(nn.Module):
-    """Dynamic rank-1 convolution: a static kernel, times other factors at every position: Conv(X o A) o B.
+    """Dynamic rank-1 convolution, the layer: see `dr1conv`.
 
     channels: D in and out; kernel: its side, odd. It has no bias, as the equations.
-    forward(x, a, b): x, a, b (B, D, H, W) -> (B, D, H, W); None for a or b leaves that factor out (Table 1).
-    A multiplies what each position gives to its neighbours, B what each position takes from them; Eq. 3 as printed
-    multiplies by B inside the sum, which is another operation for all kernels but 1x1.
-    Source: dr1mask:eq-2 (1x1), dr1mask:eq-4.
+    forward(x, a, b): x, a, b (B, D, H, W) -> (B, D, H, W). Source: dr1mask:eq-2 (1x1), dr1mask:eq-4.
     """
 
     def __init__(self, channels: int, kernel: int = 3) -> None:
@@ -67,8 +76,7 @@ class DR1Conv2d(nn.Module):
         self.conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=False)
 
     def forward(self, x: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
-        y = self.conv(x if a is None else x * a)
-        return y if b is None else y * b
+        return dr1conv(x, self.conv.weight, a, b)
 
 
 # ------------------------------------------------------------------------------------------------------------ context

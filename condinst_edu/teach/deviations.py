@@ -19,6 +19,7 @@ from condinst_edu.teach.variants import lesson_01 as l1
 from condinst_edu.teach.variants import lesson_02 as l2
 from condinst_edu.teach.variants import lesson_03 as l3
 from condinst_edu.teach.variants import lesson_04 as l4
+from condinst_edu.teach.variants import lesson_06 as l6
 
 
 @dataclass(frozen=True)
@@ -231,10 +232,52 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         l4.semantic_from_corner: "read at pixels 0, s, 2s, ...: cells sit on pixels s//2, s + s//2, ...",
         l4.semantic_instances: "which object, not which class: a semantic map has labels",
     },
+    "condinst_edu.dr1mask.rank1_weight": {
+        l6.rank_one_added: "b a^T added: Eq. 1 multiplies, and only then can a and b be taken out of the product",
+        l6.rank_one_without_a: "without a: rows are scaled, columns are not",
+        l6.rank_one_without_b: "without b: columns are scaled, rows are not",
+        l6.rank_one_matrix_product: "a matrix product: the small circle multiplies number by number",
+    },
+    "condinst_edu.dr1mask.dr1conv": {
+        l6.dr1conv_b_before: (
+            "B before the convolution: it scales the inputs' channels like A, and has no say over the output"
+        ),
+        l6.dr1conv_as_printed: (
+            "Eq. 3 as printed, B inside the sum: every position scales what it gives, none what it takes"
+        ),
+        l6.dr1conv_swapped: "A and B swapped: A is for the inputs, B for the outputs",
+        l6.dr1conv_both_after: "A after the convolution too: the kernel sees what A was to hide from it",
+        l6.dr1conv_without_a: "without A: only the outputs are scaled",
+        l6.dr1conv_without_b: "without B: only the inputs are scaled",
+    },
+    "condinst_edu.teach.references.factored_maps": {
+        l6.factored_transposed: "U and V swapped: the maps are mirrored at their diagonal",
+        l6.factored_without_factors: "without s: all instances get the same maps",
+        l6.factored_factors_twice: "s on both sides: it is squared, and its sign is lost",
+        l6.factored_first_base: "U and V of the first base for all: the bases' maps differ in s alone",
+    },
+    "condinst_edu.layers.upsample.upsample_to": {
+        l6.upsample_to_official: (
+            "the official aligned upsampling: one fine cell too far right and down, at every step of the pyramid"
+        ),
+        l6.upsample_to_half_pixel: (
+            "half-pixel centres, PyTorch's default: half a fine cell off from where strided convolutions put things"
+        ),
+        l6.upsample_to_stretched: (
+            "stretched to the finer map's size: at odd sizes the factor is not 2, and the error grows along the map"
+        ),
+        l6.upsample_to_cut_at_the_start: "cut at the left and at the top: what is surplus lies on the right and below",
+    },
 }
 
 # Rows of papers that a deviation stands for.
-_ROWS = {"relative-to-the-middle": "condinst:table-3", "nms-by-box": "condinst:table-5"}
+_ROWS = {
+    "relative-to-the-middle": "condinst:table-3",
+    "nms-by-box": "condinst:table-5",
+    "dr1conv-without-a": "dr1mask:table-1",
+    "dr1conv-without-b": "dr1mask:table-1",
+    "upsample-to-stretched": "dr1mask:table-5",
+}
 
 
 def _entry(of: str, line: str, function: Callable[..., Any]) -> Deviation:

@@ -35,3 +35,11 @@ def fold_coordinates(weight: Tensor, bias: Tensor, centers: Tensor, scales: Tens
     """
     folded = weight / scales[:, None, None]
     return folded, bias - (folded @ centers[:, :, None]).squeeze(-1)
+
+
+def factored_maps(u: Tensor, v: Tensor, factors: Tensor) -> Tensor:
+    """Attention maps U_k^T diag(s_k) V_k of N instances: u, v (K, r, R), factors s (N, K, r) -> (N, K, R, R).
+
+    In the library it is `FactoredAttention.maps`, where U and V are parameters. Source: dr1mask:eq-8.
+    """
+    return (u * factors[..., None]).mT @ v
