@@ -213,8 +213,8 @@ class FactoredAttention(nn.Module):
         super().__init__()
         self.width, self.bases, self.rank = width, bases, rank
         self.num_parameters = bases * (width + rank)
-        self.u = nn.Parameter(1 + 0.5 * torch.randn(bases, rank, size))
-        self.v = nn.Parameter(1 + 0.5 * torch.randn(bases, rank, size))
+        self.u = nn.Parameter(1 + 0.1 * torch.randn(bases, rank, size))
+        self.v = nn.Parameter(1 + 0.1 * torch.randn(bases, rank, size))
 
     def start(self) -> Tensor:
         """As VectorAttention: the projection 0, the factors 1 / r."""
