@@ -84,6 +84,7 @@ GROUPS = {  # by the beginning of their names
     "coco-": "COCO 2017. Paper: mask AP, test-dev; authors: box / mask AP of their model, val2017",
     "cityscapes-": "Cityscapes, fine annotations. Paper: mask AP, val",
 }
+OTHERS = "Others"
 
 Facts = dict[str, str]
 """What the list says of a recipe, by column."""
@@ -95,12 +96,17 @@ def show_recipes(images_per_second: float | None = None, memory: bool = False, c
     with progress_bar(memory) as progress:
         tracked = progress.track(RECIPES, task_id=progress.add_task("counting memory", total=len(RECIPES), note=""))
         facts = {name: recipe_facts(name, images_per_second, memory) for name in tracked}
-    for prefix, title in GROUPS.items():
-        show_group(console, title, [facts[name] for name in facts if name.startswith(prefix)])
+    for title in (*GROUPS.values(), OTHERS):
+        show_group(console, title, [facts[name] for name in facts if group_of(name) == title])
     title = "CondInst's Tables 1 to 5: coco-condinst-r50-1x with changes. Paper: mask AP, val2017"
     show_group(console, title, [ablation_facts(name, row) for name, row in ablations().items()])
     for line in notes(images_per_second, memory):
         console.print(line, highlight=False, markup=False)
+
+
+def group_of(name: str) -> str:
+    """Title of the group that a recipe is shown in."""
+    return next((title for prefix, title in GROUPS.items() if name.startswith(prefix)), OTHERS)
 
 
 def recipe_facts(name: str, images_per_second: float | None = None, memory: bool = False) -> Facts:
@@ -110,13 +116,11 @@ def recipe_facts(name: str, images_per_second: float | None = None, memory: bool
     if name in PUBLISHED:
         facts |= {"paper": paper_ap(PUBLISHED[name]), "authors": authors_ap(PUBLISHED[name])}
     visits = recipe.iterations * recipe.batch_size
-    facts |= {
-        "schedule": f"{recipe.iterations:,} x {recipe.batch_size}".replace(",", " "),
-        "images": f"{visits / 1e6:.3g} M",
-    }
+    schedule = f"{recipe.iterations / 1000:g}K x {recipe.batch_size}"
+    facts |= {"schedule": schedule, "images": f"{visits / 1e6:.3g} M"}
     if images_per_second is not None:
         facts["hours"] = f"{visits / images_per_second / 3600:.3g}"
-    if memory and name in PUBLISHED:
+    if memory and recipe.model in ("fcos", "condinst") and recipe.short_sides:
         facts["GB"] = f"{network_memory(recipe) / 2**30:.1f}"
     return facts
 
@@ -210,6 +214,8 @@ def untrained(recipe: Recipe) -> Recipe:
 
 def show_group(console: Console, title: str, rows: Sequence[Facts]) -> None:
     """A table, or, where it would be wider than the screen, each recipe with its facts below it."""
+    if not rows:
+        return
     columns = list(dict.fromkeys(column for row in rows for column in row))
     screen = Screen(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for column in columns:
