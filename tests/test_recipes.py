@@ -459,7 +459,9 @@ def small(name: str, folder: Path, **changes: Any) -> Recipe:
         pytest.param("coco-fcos-r50-1x", set(), marks=pytest.mark.slow),
         pytest.param("coco-condinst-r50-3x-sem", {"mask", "semantic"}, marks=pytest.mark.slow),
         ("coco-condinst-rt-dla34-4x-shtw", {"mask", "semantic"}),
+        pytest.param("coco-condinst-eccv-r50-1x", {"mask"}, marks=pytest.mark.slow),
         pytest.param("cityscapes-condinst-r50", {"mask"}, marks=pytest.mark.slow),
+        pytest.param("cityscapes-condinst-dcn101-coco-sem", {"mask", "semantic"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_recipe_takes_steps(tmp_path: Path, name: str, losses: set[str]) -> None:

@@ -53,7 +53,7 @@ def coco(model: str, length: str, model_args: dict[str, Any], **changes: Any) ->
 def coco_fcos_r50_1x() -> Recipe:
     """FCOS, ResNet-50, 1x.
 
-    One scale, as in the official code, whose only detector without scale augmentation it is.
+    One scale, as in the official configuration; all other official models are trained at several.
     """
     return coco("fcos", "1x", resnet(50), short_sides=(800,))
 
@@ -122,8 +122,8 @@ def coco_condinst_eccv_r50_1x() -> Recipe:
     """CondInst of the conference version, ResNet-50, 1x: bottom branch on P3 alone, masks at half the image's size.
 
     Four 3x3 convolutions in all (condinst-eccv:mask-branch), logits upsampled by 4, and positive locations taken at
-    random: the journal version tells of 500 of a GPU, "250 per image" with two images on it. The official code has
-    neither this branch nor this size.
+    random: the journal version tells of 500 of a GPU, "250 per image" with two images on it. The published
+    configurations have neither this branch nor this size.
     """
     model_args = {
         **resnet(50),

@@ -120,7 +120,7 @@ def recipe_facts(name: str, images_per_second: float | None = None, memory: bool
     facts |= {"schedule": schedule, "images": f"{visits / 1e6:.3g} M"}
     if images_per_second is not None:
         facts["hours"] = f"{visits / images_per_second / 3600:.3g}"
-    if memory and recipe.model in ("fcos", "condinst") and recipe.short_sides:
+    if memory and name in PUBLISHED and recipe.model in ("fcos", "condinst"):
         facts["GB"] = f"{network_memory(recipe) / 2**30:.1f}"
     return facts
 
