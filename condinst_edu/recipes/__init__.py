@@ -9,6 +9,7 @@ from condinst_edu.recipes import folder, shapes
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-fcos": shapes.shapes_fcos,
     "shapes-condinst": shapes.shapes_condinst,
+    "shapes-blendmask": shapes.shapes_blendmask,
     "shapes-mask-rcnn": shapes.shapes_mask_rcnn,
     "folder-condinst": folder.folder_condinst,
 }
