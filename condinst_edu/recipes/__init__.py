@@ -9,6 +9,7 @@ from condinst_edu.recipes import cityscapes, coco, folder, shapes
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-fcos": shapes.shapes_fcos,
     "shapes-condinst": shapes.shapes_condinst,
+    "shapes-blendmask": shapes.shapes_blendmask,
     "shapes-mask-rcnn": shapes.shapes_mask_rcnn,
     "folder-condinst": folder.folder_condinst,
     "coco-fcos-r50-1x": coco.coco_fcos_r50_1x,

@@ -57,6 +57,20 @@ def shapes_condinst() -> Recipe:
     return dataclasses.replace(shapes_fcos(), model="condinst", model_args=model_args)
 
 
+def shapes_blendmask() -> Recipe:
+    """Tiny BlendMask, 0.7 M parameters: 4 bases at stride 2, attention of 7x7, masks of 28x28."""
+    model_args = {
+        **tiny_model(),
+        "levels": (2, 3, 4, 5),
+        "head_from": 3,
+        "bases": {"channels": 32, "convs": 1},  # on P2, upsampled: the resolution of CondInst's masks
+        "attention": 7,
+        "size": 28,
+        "semantic": False,
+    }
+    return dataclasses.replace(shapes_fcos(), model="blendmask", model_args=model_args)
+
+
 def shapes_mask_rcnn() -> Recipe:
     """Tiny Mask R-CNN, to compare with: the same backbone, torchvision's own heads."""
     shared = ("backbone", "backbone_options", "channels", "score_threshold")
