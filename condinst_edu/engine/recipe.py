@@ -13,18 +13,19 @@ from torch import nn
 
 from condinst_edu.blendmask import BlendMask
 from condinst_edu.condinst import CondInst
+from condinst_edu.dr1mask import DR1Mask
 from condinst_edu.errors import UserError
 from condinst_edu.fcos import FCOS
 from condinst_edu.mask_rcnn import MaskRCNN
 
-MODELS = {"fcos": FCOS, "condinst": CondInst, "blendmask": BlendMask, "mask-rcnn": MaskRCNN}
+MODELS = {"fcos": FCOS, "condinst": CondInst, "blendmask": BlendMask, "dr1mask": DR1Mask, "mask-rcnn": MaskRCNN}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Model, data, augmentation, optimisation; a named recipe is a function that returns one."""
 
-    model: Literal["fcos", "condinst", "blendmask", "mask-rcnn"] = "condinst"
+    model: Literal["fcos", "condinst", "blendmask", "dr1mask", "mask-rcnn"] = "condinst"
     """Which model."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of its constructor, but for num_classes, which the data decides."""
@@ -130,7 +131,7 @@ def build_model(model: str, num_classes: int, model_args: dict[str, Any]) -> nn.
 def check_model_args(model: str, model_args: dict[str, Any]) -> None:
     """UserError where an argument is no parameter of the model, or no number where the model has one."""
     known = dict(inspect.signature(MODELS[model]).parameters)
-    if model in ("condinst", "blendmask"):  # they hand what they do not know themselves to FCOS
+    if model in ("condinst", "blendmask", "dr1mask"):  # they hand what they do not know themselves to FCOS
         known = {**inspect.signature(FCOS).parameters, **known}
     known = {name: p for name, p in known.items() if name not in ("num_classes", "fcos")}
     for name, value in model_args.items():

@@ -71,6 +71,22 @@ def shapes_blendmask() -> Recipe:
     return dataclasses.replace(shapes_fcos(), model="blendmask", model_args=model_args)
 
 
+def shapes_dr1mask() -> Recipe:
+    """Tiny DR1Mask, 0.7 M parameters: 16 channels at stride 2, factored attention of 7x7, masks of 28x28."""
+    model_args = {
+        **tiny_model(),
+        "levels": (2, 3, 4, 5),
+        "head_from": 3,  # P2 is merged by a plain convolution: no tower gives it factors
+        "head": {"tower_convs": 2, "norm": "gn", "learned_scales": True},
+        "basis": {"width": 16},
+        "attention": "factored",
+        "attention_options": {"size": 7},
+        "size": 28,
+        "mask_limit": 10,
+    }
+    return dataclasses.replace(shapes_fcos(), model="dr1mask", model_args=model_args)
+
+
 def shapes_mask_rcnn() -> Recipe:
     """Tiny Mask R-CNN, to compare with: the same backbone, torchvision's own heads."""
     shared = ("backbone", "backbone_options", "channels", "score_threshold")
