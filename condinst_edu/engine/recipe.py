@@ -14,15 +14,22 @@ from condinst_edu.condinst import CondInst
 from condinst_edu.errors import UserError
 from condinst_edu.fcos import FCOS
 from condinst_edu.mask_rcnn import MaskRCNN
+from condinst_edu.solo import SOLO, DecoupledSOLO
 
-MODELS = {"fcos": FCOS, "condinst": CondInst, "mask-rcnn": MaskRCNN}
+MODELS = {
+    "fcos": FCOS,
+    "condinst": CondInst,
+    "mask-rcnn": MaskRCNN,
+    "solo": SOLO,
+    "decoupled-solo": DecoupledSOLO,
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Model, data, augmentation, optimisation; a named recipe is a function that returns one."""
 
-    model: Literal["fcos", "condinst", "mask-rcnn"] = "condinst"
+    model: Literal["fcos", "condinst", "mask-rcnn", "solo", "decoupled-solo"] = "condinst"
     """Which model."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of its constructor, but for num_classes, which the data decides."""
