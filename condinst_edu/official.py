@@ -191,7 +191,9 @@ def convert_state(state: Mapping[str, Any], model: FCOS | CondInst | SOLO, sourc
 # ------------------------------------------------------------------------------------------------------------- loading
 
 
-def load_official(name: str, checkpoint: str | Path | None = None, num_classes: int | None = None) -> FCOS | CondInst | SOLO:
+def load_official(
+    name: str, checkpoint: str | Path | None = None, num_classes: int | None = None
+) -> FCOS | CondInst | SOLO:
     """The official model of that name, in eval mode; see `open_official`."""
     model = open_official(name, checkpoint, num_classes).model
     assert isinstance(model, FCOS | CondInst | SOLO)
@@ -345,5 +347,22 @@ def show_official() -> None:
     console.print(
         "Figures as published: COCO val2017; frames/s with one image at a time on a GTX 1080 Ti. Fetched from the "
         f"Hugging Face hub. Licence of these weights: the authors' ({licences}; BSD 2-clause for academic use).",
+        soft_wrap=True,
+    )
+    show_solo(console)
+
+
+def show_solo(console: Console) -> None:
+    """Print mmdetection's SOLO models, with the published figures."""
+    screen = Table(title="SOLO models of mmdetection: --weights official:NAME", title_justify="left")
+    screen.add_column("name", no_wrap=True)
+    for column in ("M parameters", "frames/s", "mask AP"):
+        screen.add_column(column, justify="right")
+    for model in solo_models():
+        screen.add_row(model.name, model.parameters, model.fps, model.mask_ap)
+    console.print(screen)
+    console.print(
+        "Figures as published: COCO val2017; frames/s with one image at a time on a V100. Fetched from "
+        f"{solo_models()[0].repository}. Licence of mmdetection: {solo_models()[0].licence}.",
         soft_wrap=True,
     )

@@ -1,10 +1,10 @@
 """mmdetection's published SOLO models: which there are, what their tensors are called, where the files come from.
 
-    model = load_official("solo_r50_fpn_3x_coco")                # fetches the file, 145 MB
-    model = load_official("decoupled-solo_r50_fpn_1x_coco", "decoupled_solo_r50_fpn_1x_coco_20210820_233348-6337c589.pth")
+    model = load_official("solo_r50_fpn_3x_coco")                 # fetches the file
+    model = load_official("solo_r50_fpn_1x_coco", "solo_r50_fpn_1x_coco_20210821_035055-2290a6b8.pth")
 
-`condinst_edu.official` lists, loads and converts them beside the authors' other models. Images there are red, green, blue
-in the network as here, so nothing is turned round. `official_solo_models.tsv` lists the models, with mmdetection's figures.
+`condinst_edu.official` lists, loads and converts them beside the authors' other models. The networks there read red,
+green, blue as ours do, so nothing is turned round. `official_solo_models.tsv` has mmdetection's figures.
 """
 
 import re
@@ -29,6 +29,12 @@ MEAN = tuple(float(np.float32(value)) / 255 for value in (123.675, 116.28, 103.5
 STD = tuple(float(np.float32(value)) / 255 for value in (58.395, 57.12, 57.375))
 LIGHT_RANGES = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))
 
+TOWERS = {
+    "class": "mask_head.cls_convs",
+    "mask": "mask_head.mask_convs",
+    "column": "mask_head.mask_convs_x",
+    "row": "mask_head.mask_convs_y",
+}
 # From our names to mmdetection's; all patterns that match are applied, in this order.
 RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^backbone\.stem\.0\.", "backbone.conv1."),
@@ -42,12 +48,6 @@ RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^head\.row_maps\.", "mask_head.conv_mask_list_y."),
     (r"^head\.class_logits\.", "mask_head.conv_cls."),
 ]
-TOWERS = {
-    "class": "mask_head.cls_convs",
-    "mask": "mask_head.mask_convs",
-    "column": "mask_head.mask_convs_x",
-    "row": "mask_head.mask_convs_y",
-}
 
 
 def solo_recipe(name: str) -> Recipe:

@@ -41,10 +41,10 @@ class Outputs(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """Cells of one image: level, index k on its grid and label from 1, (N,) each, and score (N,)."""
+    """Cells of one image: level, k on its grid, label from 1 and score, (N,) each."""
 
     level: Tensor
-    index: Tensor
+    k: Tensor
     labels: Tensor
     scores: Tensor
 
@@ -66,7 +66,7 @@ def tower(in_channels: int, channels: int, convs: int) -> nn.Sequential:
 
 
 def resize(x: Tensor, size: Size) -> Tensor:
-    """Maps (B, C, H, W) or (N, H, W) at another size: bilinear with half-pixel centres, not smoothed where they shrink."""
+    """Maps (B, C, H, W) or (N, H, W) at another size: bilinear, half-pixel centres, not smoothed where they shrink."""
     if (x.shape[-2], x.shape[-1]) == size:
         return x
     return F.interpolate(x, size, mode="bilinear") if x.dim() == 4 else resize(x[:, None], size)[:, 0]
@@ -124,12 +124,12 @@ class SOLOHead(nn.Module):
         maps = coordconv((x.shape[-2], x.shape[-1]), x.device)[list(axes)].to(x.dtype)
         return torch.cat([x, maps.expand(len(x), -1, -1, -1)], dim=1)
 
-    def cell_masks(self, maps: Maps, image: Tensor | int, index: Tensor, size: Size | None = None) -> Tensor:
+    def cell_masks(self, maps: Maps, image: Tensor | int, k: Tensor, size: Size | None = None) -> Tensor:
         """Masks (N, H, W), as probabilities, of cells k (N,) of one level and one or more images.
 
         size: (height, width) that the maps are resized to, behind the sigmoid. Source: slides:solo-grid.
         """
-        return probabilities(maps[0][image, index], size)
+        return probabilities(maps[0][image, k], size)
 
 
 class DecoupledHead(SOLOHead):
@@ -161,14 +161,14 @@ class DecoupledHead(SOLOHead):
             rows = enlarge(self.row_tower(self.with_coordinates(x, [1])))
         return self.column_maps[level](columns), self.row_maps[level](rows)
 
-    def cell_masks(self, maps: Maps, image: Tensor | int, index: Tensor, size: Size | None = None) -> Tensor:
+    def cell_masks(self, maps: Maps, image: Tensor | int, k: Tensor, size: Size | None = None) -> Tensor:
         """Masks as of SOLOHead: p(k) = p(i) p(j), the product of a row's and a column's probabilities.
 
         Source: slides:decoupled-solo.
         """
         columns, rows = maps
         grid = rows.shape[1]
-        return probabilities(columns[image, index % grid], size) * probabilities(rows[image, index // grid], size)
+        return probabilities(columns[image, k % grid], size) * probabilities(rows[image, k // grid], size)
 
 
 def enlarge(x: Tensor) -> Tensor:
@@ -239,9 +239,10 @@ def assign_cells(
 
 
 def mask_targets(masks: Tensor, stride: int, size: Size) -> Tensor:
-    """Masks (M, H, W) bool at an even stride, padded to (M, *size): cells of whose four middle pixels two or more are set.
+    """Masks (M, H, W) bool at an even stride, padded to (M, *size).
 
-    This is what OpenCV's bilinear filter makes of masks of 0 and 1, in the official code.
+    A cell is set where two or more of the four pixels in its middle are. This is what OpenCV's bilinear filter makes of
+    masks of 0 and 1, in the official code.
     """
     height, width = masks.shape[1:]
     padded = F.pad(masks, (0, size[1] * stride - width, 0, size[0] * stride - height))
@@ -268,9 +269,9 @@ def matrix_nms(
 ) -> Tensor:
     """Scores (N,) lowered by how much better masks of the same class overlap, all at once.
 
-    masks (N, H, W) bool; scores (N,), falling; labels (N,). With the IoU of j and a better i, and c_i the largest IoU of
-    i with one better still, j is multiplied by the smallest f(IoU) / f(c_i); f(x) is exp(-sigma x^2), or 1 - x. What is
-    itself a copy of a better mask (c_i = 1) lowers nothing; official, linear: 0 / 0, and NaN for every exact copy.
+    masks (N, H, W) bool; scores (N,), falling; labels (N,). With the IoU of j and a better i, and c_i the largest IoU
+    of i with one better still, j is multiplied by the smallest f(IoU) / f(c_i); f(x) is exp(-sigma x^2), or 1 - x.
+    What is itself a copy of a better mask (c_i = 1) lowers nothing; official, linear: 0 / 0, NaN for an exact copy.
     """
     flat = masks.flatten(1).to(scores.dtype)
     overlap, area = flat @ flat.T, flat.sum(dim=1)
@@ -310,7 +311,8 @@ class SOLO(nn.Module):
 
     forward(images, targets) in training -> {"loss_class", "loss_mask"}; forward(images, output_sizes=None) in
     evaluation -> [{"boxes", "labels", "scores", "masks" (N, H, W) bool}]; the boxes are drawn around the masks.
-    Target masks are full-size; target boxes tell only how large an object is. Source: slides:solo-grid.
+    Target masks are full-size; target boxes tell only how large an object is.
+    Source: slides:solo-grid, slides:solo-grid-number.
     """
 
     head_class: type[SOLOHead] = SOLOHead
@@ -380,9 +382,7 @@ class SOLO(nn.Module):
         for i, (size, output_size) in enumerate(batch.with_output(output_sizes)):
             found, soft = self.detect(outputs, i)
             masks = self.to_output_size(soft, padded, size, output_size)
-            results.append(
-                {"boxes": mask_boxes(masks), "labels": found.labels, "scores": found.scores, "masks": masks}
-            )
+            results.append({"boxes": mask_boxes(masks), "labels": found.labels, "scores": found.scores, "masks": masks})
         return results
 
     def pyramid(self, images: Tensor) -> dict[int, Tensor]:
@@ -437,7 +437,7 @@ class SOLO(nn.Module):
         return torch.stack(labels), torch.cat(truth)
 
     def find_cells(self, outputs: Outputs, image: int) -> Cells:
-        """(cell, class) pairs of one image above the score threshold, by level, cell, class; a cell may give several."""
+        """(cell, class) pairs of one image above the score threshold, in order; a cell may give several."""
         found = []
         for level, logits in enumerate(outputs.logits):
             logits = logits[image : image + 1]
@@ -452,7 +452,7 @@ class SOLO(nn.Module):
         maps = outputs.maps[0][0]
         size = (maps.shape[-2], maps.shape[-1])
         drawn = [
-            self.head.cell_masks(maps, image, cells.index[cells.level == level], size)
+            self.head.cell_masks(maps, image, cells.k[cells.level == level], size)
             for level, maps in enumerate(outputs.maps)
         ]
         return torch.cat(drawn)

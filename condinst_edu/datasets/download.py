@@ -92,7 +92,8 @@ def fetch(
 ) -> None:
     """Download to `path`, which appears once it is whole and its sum is right; until then it is `path`.part.
 
-    digest: the sum, or its first digits. After `tries` attempts in a row that brought nothing, pause seconds apart, it gives up. Errors: UserError.
+    digest: the sum, or its first digits. After `tries` attempts in a row that brought nothing, pause seconds apart, it
+    gives up. Errors: UserError.
     """
     part = path.with_name(path.name + ".part")
     task = progress.add_task(f"{path.name.lstrip('.')}: download", total=None)
