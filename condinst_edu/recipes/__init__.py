@@ -13,13 +13,6 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "folder-condinst": folder.folder_condinst,
     "shapes-solo": shapes.shapes_solo,
     "shapes-decoupled-solo": shapes.shapes_decoupled_solo,
-    "coco-solo-r50-1x": coco_solo.coco_solo_r50_1x,
-    "coco-solo-r50-3x": coco_solo.coco_solo_r50_3x,
-    "coco-solo-r101-3x": coco_solo.coco_solo_r101_3x,
-    "coco-decoupled-solo-r50-1x": coco_solo.coco_decoupled_solo_r50_1x,
-    "coco-decoupled-solo-r50-3x": coco_solo.coco_decoupled_solo_r50_3x,
-    "coco-decoupled-solo-r101-3x": coco_solo.coco_decoupled_solo_r101_3x,
-    "coco-decoupled-solo-light-r50-3x": coco_solo.coco_decoupled_solo_light_r50_3x,
     "coco-fcos-r50-1x": coco.coco_fcos_r50_1x,
     "coco-condinst-r50-1x": coco.coco_condinst_r50_1x,
     "coco-condinst-r50-1x-800": coco.coco_condinst_r50_1x_800,
@@ -42,6 +35,13 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "cityscapes-condinst-r50-coco": cityscapes.cityscapes_condinst_r50_coco,
     "cityscapes-condinst-r50-coco-sem": cityscapes.cityscapes_condinst_r50_coco_sem,
     "cityscapes-condinst-dcn101-coco-sem": cityscapes.cityscapes_condinst_dcn101_coco_sem,
+    "coco-solo-r50-1x": coco_solo.coco_solo_r50_1x,
+    "coco-solo-r50-3x": coco_solo.coco_solo_r50_3x,
+    "coco-solo-r101-3x": coco_solo.coco_solo_r101_3x,
+    "coco-decoupled-solo-r50-1x": coco_solo.coco_decoupled_solo_r50_1x,
+    "coco-decoupled-solo-r50-3x": coco_solo.coco_decoupled_solo_r50_3x,
+    "coco-decoupled-solo-r101-3x": coco_solo.coco_decoupled_solo_r101_3x,
+    "coco-decoupled-solo-light-r50-3x": coco_solo.coco_decoupled_solo_light_r50_3x,
 }
 
 

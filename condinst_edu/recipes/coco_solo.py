@@ -14,14 +14,14 @@ from typing import Any
 from condinst_edu.engine.recipe import Recipe
 from condinst_edu.official_solo import LIGHT_RANGES
 
-EPOCH = 117_266 / 16  # COCO's training images with an object, in batches
+ITERATIONS = {12: 88_000, 36: 264_000}  # COCO has 117 266 training images with an object, 7329 batches
 
 
 def coco_solo(
     model: str, epochs: int, depth: int = 50, model_args: dict[str, Any] | None = None, **changes: Any
 ) -> Recipe:
     """SOLO ("solo") or Decoupled SOLO ("decoupled-solo") on a ResNet, for 12 or 36 epochs."""
-    iterations = round(epochs * EPOCH)
+    iterations = ITERATIONS[epochs]
     backbone = {"backbone": f"resnet{depth}", "backbone_options": {"weights": "IMAGENET1K_V1", "norm": "fixed_bn"}}
     settings: dict[str, Any] = {
         "iterations": iterations,
