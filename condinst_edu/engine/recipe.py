@@ -17,15 +17,24 @@ from condinst_edu.dr1mask import DR1Mask
 from condinst_edu.errors import UserError
 from condinst_edu.fcos import FCOS
 from condinst_edu.mask_rcnn import MaskRCNN
+from condinst_edu.solo import SOLO, DecoupledSOLO
 
-MODELS = {"fcos": FCOS, "condinst": CondInst, "blendmask": BlendMask, "dr1mask": DR1Mask, "mask-rcnn": MaskRCNN}
+MODELS = {
+    "fcos": FCOS,
+    "condinst": CondInst,
+    "blendmask": BlendMask,
+    "dr1mask": DR1Mask,
+    "solo": SOLO,
+    "decoupled-solo": DecoupledSOLO,
+    "mask-rcnn": MaskRCNN,
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Model, data, augmentation, optimisation; a named recipe is a function that returns one."""
 
-    model: Literal["fcos", "condinst", "blendmask", "dr1mask", "mask-rcnn"] = "condinst"
+    model: Literal["fcos", "condinst", "blendmask", "dr1mask", "solo", "decoupled-solo", "mask-rcnn"] = "condinst"
     """Which model."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of its constructor, but for num_classes, which the data decides."""
