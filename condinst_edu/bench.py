@@ -8,6 +8,7 @@
     condinst-edu bench training             the same in training, made for a GPU
     condinst-edu bench loader               training samples a second, beside torchvision's transforms
     condinst-edu bench evaluation           encoding and scoring of 100 masks an image
+    condinst-edu bench panoptic             panoptic quality of COCO files
 
 All variants of a group run in turn (A B C, A B C, ...), so that whatever slows the machine down slows all of them: the
 ratios of the medians hold on a busy machine too, the milliseconds do not. One thread unless told otherwise.
@@ -57,7 +58,9 @@ class Bench:
     """Compare the fast forms of a step with the plain ones, on this machine."""
 
     name: Annotated[
-        Literal["mask-head", "targets", "instances", "inference", "training", "loader", "evaluation", "lessons"],
+        Literal[
+            "mask-head", "targets", "instances", "inference", "training", "loader", "evaluation", "panoptic", "lessons"
+        ],
         tyro.conf.Positional,
     ]
     """mask-head: the dynamic mask head in inference and training, and the way from its logits to binary masks.
@@ -67,6 +70,7 @@ class Bench:
     training: a training step and inference of CondInst beside torchvision's Mask R-CNN, made for a GPU.
     loader: reading and augmenting of COCO-like images, beside torchvision's v2 transforms.
     evaluation: encoding and scoring of 100 masks an image.
+    panoptic: panoptic quality of COCO files, read from the disk.
     lessons: how long each notebook takes, beside its budget."""
     json: bool = False
     """Print JSON instead of a table."""
@@ -84,7 +88,7 @@ class Bench:
     batch: int = 2
     """Of "training": images of a step."""
     images: int = 200
-    """Of "loader" and "evaluation": how many images each run takes."""
+    """Of "loader", "evaluation" and "panoptic": how many images each run takes."""
 
 
 @dataclass
@@ -142,6 +146,10 @@ def run_bench(options: Bench) -> None:
         from condinst_edu.bench_evaluation import bench_evaluation
 
         bench = partial(bench_evaluation, images=options.images)
+    elif options.name == "panoptic":
+        from condinst_edu.bench_panoptic import bench_panoptic
+
+        bench = partial(bench_panoptic, images=options.images)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
@@ -549,6 +557,9 @@ def sentence(groups: list[Group]) -> str:
     if groups[0].name == "evaluation":
         seconds = groups[0]["both"].facts["seconds_for_5000"]
         return f"At this rate, COCO's 5000 images with as many masks each take {seconds:.0f} seconds."
+    if groups[0].name == "panoptic":
+        seconds = groups[0]["score"].facts["seconds_for_5000"]
+        return f"At this rate, COCO's 5000 images take {seconds:.0f} seconds."
     heads, trained, drawn, large = groups
     compiled = heads["compiled"]
     and_compiled = f" ({compiled.speedup:.0f}x compiled)" if compiled.speedup else ""
