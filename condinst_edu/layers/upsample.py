@@ -132,3 +132,16 @@ def _resize_weights(cells: int, stride: int, size_in: int, size_out: int, device
     position = position.clamp(0, size_in - 1)
     low = position.floor().long()
     return torch.lerp(upsample[low], upsample[(low + 1).clamp(max=size_in - 1)], (position - low)[:, None])
+
+
+def resize_logits(logits: Tensor, stride: int, input_size: tuple[int, int], output_size: tuple[int, int]) -> Tensor:
+    """Logits at any size, by the interpolation that `resize_masks` takes: the input's pixels, crop, resize.
+
+    logits (..., H, W) at `stride` pixels; sizes: (height, width) of the network's input without its padding, and of the
+    result. Returns (..., *output_size) as two matrix products; the input's pixels are never made.
+    """
+    rows, columns = (
+        _resize_weights(cells, stride, size_in, size_out, logits.device).to(logits)
+        for cells, size_in, size_out in zip(logits.shape[-2:], input_size, output_size, strict=True)
+    )
+    return rows @ logits @ columns.mT

@@ -93,11 +93,18 @@ ITEMS = (
         id="condinst:panoptic-branch",
         title="Semantic branch: P2 to P5 concatenated, a 1x1 convolution, softmax; loss weight 0.5",
         section="2.5",
+        symbols=(
+            "condinst_edu.panoptic.SemanticBranch",
+            "condinst_edu.panoptic.split_target",
+            "condinst_edu.panoptic.stuff_loss",
+            "condinst_edu.panoptic.PanopticModel",
+        ),
     ),
     Item(
         id="condinst:panoptic-fusion",
         title="Fusion: instances from score 0.45 on; one that loses more than 40 % of its area goes",
         section="2.5",
+        symbols=("condinst_edu.panoptic.fuse", "condinst_edu.panoptic.PanopticModel"),
     ),
     Item(
         id="condinst:table-1a",
