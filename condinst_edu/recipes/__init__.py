@@ -10,6 +10,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-fcos": shapes.shapes_fcos,
     "shapes-condinst": shapes.shapes_condinst,
     "shapes-mask-rcnn": shapes.shapes_mask_rcnn,
+    "shapes-panoptic-condinst": shapes.shapes_panoptic_condinst,
     "folder-condinst": folder.folder_condinst,
 }
 
