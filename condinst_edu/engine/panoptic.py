@@ -99,7 +99,7 @@ def predict_panoptic(trained: Trained, images: Sequence[Path], names: Sequence[s
         for number, (path, name) in enumerate(zip(images, names, strict=True), start=1):
             image = read_image(path, upright=True)
             size = (image.shape[1], image.shape[2])
-            resized = eval_image(image, recipe["test_short_side"], recipe["max_size"])
+            resized = eval_image(image, recipe["test_short_side"], recipe["test_max_size"] or recipe["max_size"])
             found = named(model([resized.to(device)], output_sizes=[size])[0], trained.category_ids)
             writer.add({"id": number, "file_name": name, "height": size[0], "width": size[1]}, found)
             picture = draw_panoptic(image, found, class_of)
