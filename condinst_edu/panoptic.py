@@ -12,6 +12,7 @@ things first: 1..K, then stuff: K + 1..K + S. Segment id 0 is void: a pixel that
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condinst_edu.errors import UserError
-from condinst_edu.layers.blocks import conv_block
 from condinst_edu.layers.images import Size
 from condinst_edu.layers.losses import normaliser
 from condinst_edu.layers.upsample import aligned_upsample, resize_logits
@@ -37,6 +37,7 @@ class SemanticBranch(nn.Module):
     form: "concat", as CondInst's text has it: levels upsampled to the finest, concatenated, one 1x1 convolution;
     "sum", Panoptic-FPN's own: each level goes through 3x3 convolutions of `channels` with group norm, one and a
     doubling for each step up to the finest level (the finest has one convolution), and the levels are added.
+    `aligned` tells how its upsampling lies: "concat" as the masks of CondInst, "sum" with half-pixel centres.
     forward: the pyramid -> (B, S + 1, h, w) at the finest level's stride. One class for all things is Panoptic-FPN's.
     Source: condinst:panoptic-branch.
     """
@@ -54,27 +55,30 @@ class SemanticBranch(nn.Module):
             raise ValueError(f"form must be 'concat' or 'sum', not {form!r}")
         if num_stuff < 1 or num_levels < 1:
             raise ValueError(f"a semantic branch has a class and a level or more, not {num_stuff} and {num_levels}")
-        self.num_levels = num_levels
+        self.num_levels, self.aligned = num_levels, form == "concat"
         self.scales = nn.ModuleList()
-        if form == "sum":
+        if not self.aligned:
             self.scales.extend(climb(in_channels, channels, level) for level in range(num_levels))
-        self.logits = nn.Conv2d(channels if form == "sum" else num_levels * in_channels, num_stuff + 1, 1)
+        self.logits = nn.Conv2d(num_levels * in_channels if self.aligned else channels, num_stuff + 1, 1)
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
         if len(pyramid) < self.num_levels:
             raise ValueError(f"the semantic branch takes {self.num_levels} levels, and the pyramid has {len(pyramid)}")
         levels = pyramid[: self.num_levels]
-        if not self.scales:
+        if self.aligned:
             return self.logits(torch.cat([aligned_upsample(x, 2**i) for i, x in enumerate(levels)], dim=1))
         return self.logits(sum(scale(x) for scale, x in zip(self.scales, levels, strict=True)))
 
 
 def climb(in_channels: int, channels: int, steps: int) -> nn.Sequential:
     """Panoptic-FPN's way from a level up to one `steps` finer: a convolution and a doubling for each."""
-    double = [nn.Upsample(scale_factor=2, mode="bilinear")] if steps else []
-    widths = [in_channels, *[channels] * max(1, steps)]
-    blocks = [[conv_block(a, channels, norm="gn"), *double] for a in widths[:-1]]
-    return nn.Sequential(*(layer for block in blocks for layer in block))
+    layers: list[nn.Module] = []
+    for width in (in_channels, *[channels] * (steps - 1)):
+        conv = nn.Conv2d(width, channels, 3, padding=1, bias=False)
+        layers.append(nn.Sequential(conv, nn.GroupNorm(gcd(32, channels), channels), nn.ReLU(inplace=True)))
+        if steps:
+            layers.append(nn.Upsample(scale_factor=2, mode="bilinear"))
+    return nn.Sequential(*layers)
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -165,9 +169,9 @@ class PanopticModel(nn.Module):
     """Any instance model with a pyramid, a semantic branch on that pyramid, and the fusion of both.
 
     instances: a model of the house's interface that draws masks; its pyramid is what its part `pyramid` returns, and is
-    picked up there on the way, so that it is computed once and the model stays as it is. branch: SemanticBranch or
-    another module from the pyramid to (B, S + 1, h, w); num_things: K; stride: of the branch's logits, in pixels, a
-    multiple of the instances' mask stride; weight: of its loss; the others: see `fuse`.
+    picked up there on the way, so that it is computed once and the model stays as it is. num_things: K; stride: of the
+    branch's logits, in pixels; loss_stride: of the map that it learns, a divisor of that (None: the instances' mask
+    stride; 1: the image's pixels, as in Panoptic-FPN, from full-size masks); weight: of its loss; others: see `fuse`.
 
     forward(images, targets) in training -> the instance model's losses and "loss_stuff"; targets hold all segments,
     see `split_target`. forward(images, output_sizes=None) in evaluation -> the instance model's results, each with
@@ -177,10 +181,11 @@ class PanopticModel(nn.Module):
     def __init__(
         self,
         instances: nn.Module,
-        branch: nn.Module,
+        branch: SemanticBranch,
         num_things: int,
         pyramid: str = "fcos.fpn",
         stride: int = 4,
+        loss_stride: int | None = None,
         weight: float = 0.5,
         min_score: float = 0.45,
         max_lost: float = 0.4,
@@ -190,18 +195,16 @@ class PanopticModel(nn.Module):
         self.instances, self.branch = instances, branch
         self.num_things, self.stride, self.weight = num_things, stride, weight
         self.min_score, self.max_lost, self.min_stuff = min_score, max_lost, min_stuff
-        if stride % self.mask_stride:
-            raise ValueError(f"the branch's stride {stride} must be a multiple of the mask stride {self.mask_stride}")
+        drawn: int | None = getattr(instances, "mask_stride", None)
+        self.loss_stride = loss_stride or drawn or 1
+        self.mask_stride = drawn if drawn == self.loss_stride else None  # for which masks may be sampled
+        if stride % self.loss_stride:
+            raise ValueError(f"the map of stuff has a stride that divides {stride}, not {self.loss_stride}")
         self._pyramid: Sequence[Tensor] = ()
         instances.get_submodule(pyramid).register_forward_hook(self._pick_up)
 
     def _pick_up(self, module: nn.Module, inputs: Any, output: Sequence[Tensor]) -> None:
         self._pyramid = output
-
-    @property
-    def mask_stride(self) -> int:
-        """Pixels between two cells of the instance model's masks."""
-        return int(self.instances.mask_stride)  # type: ignore[arg-type]
 
     def forward(
         self,
@@ -217,7 +220,7 @@ class PanopticModel(nn.Module):
         results = self.instances(images, output_sizes=output_sizes)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         for result, logits, size, output in zip(results, self.logits(), sizes, output_sizes or sizes, strict=True):
-            classes = resize_logits(logits, self.stride, size, output).argmax(dim=0)  # of softmax too
+            classes = resize_logits(logits, self.stride, size, output, self.branch.aligned).argmax(dim=0)
             regions = stuff_segments(classes, self.num_things)
             result |= fuse(result, regions, self.min_score, self.max_lost, self.min_stuff)
         return results
@@ -228,9 +231,12 @@ class PanopticModel(nn.Module):
         return self.branch(pyramid)
 
     def stuff_loss(self, logits: Tensor, targets: Sequence[Target], stuff: Sequence[Tensor]) -> Tensor:
-        """The loss on the grid of the instance masks: of the targets' maps, full-size ones are read there."""
-        step = self.mask_stride
-        logits = aligned_upsample(logits, self.stride // step)
+        """The loss at `loss_stride`, where full-size maps of targets are read; sampled ones must have it."""
+        step, factor = self.loss_stride, self.stride // self.loss_stride
+        if self.branch.aligned:
+            logits = aligned_upsample(logits, factor)
+        elif factor > 1:
+            logits = F.interpolate(logits, scale_factor=factor, mode="bilinear")
         padded = torch.full((len(logits), *logits.shape[2:]), -1, dtype=torch.int64, device=logits.device)
         for grid, target, labels in zip(padded, targets, stuff, strict=True):
             read = labels if "centers" in target else labels[step // 2 :: step, step // 2 :: step]

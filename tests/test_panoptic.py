@@ -342,7 +342,7 @@ def test_summing_branch_by_steps() -> None:
         for block in blocks:
             layers: list[Any] = list(block)
             conv, norm = layers[:2]
-            x = F.relu(F.group_norm(F.conv2d(x, conv.weight, conv.bias, padding=1), 32, norm.weight, norm.bias))
+            x = F.relu(F.group_norm(F.conv2d(x, conv.weight, padding=1), 32, norm.weight, norm.bias))
             if i:
                 x = F.interpolate(x, scale_factor=2, mode="bilinear")
         total = total + x
@@ -398,6 +398,9 @@ def test_logits_are_resized_as_masks_are() -> None:
         pixels = aligned_upsample(logits, 4)[:, :45, :66]
         expected = F.interpolate(pixels[None], size=output, mode="bilinear")[0]
         assert (resize_logits(logits, 4, (45, 66), output) - expected).abs().max() < 1e-5
+        pixels = F.interpolate(logits[None], scale_factor=4, mode="bilinear")[..., :45, :66]
+        expected = F.interpolate(pixels, size=output, mode="bilinear")[0]
+        assert (resize_logits(logits, 4, (45, 66), output, aligned=False) - expected).abs().max() < 1e-5
     sure = logits.sign() * 50  # far from 0, sigmoid before or after the interpolation is the same
     masks = resize_masks(sure, 4, (45, 66), (45, 66))
     assert (masks == (resize_logits(sure, 4, (45, 66), (45, 66)) > 0)).float().mean() > 0.99
@@ -463,6 +466,19 @@ def test_stuff_is_learned_on_the_grid_of_the_masks(factor: int) -> None:
     same(model.stuff_loss(logits, [{"centers": None}], [read]), expected, 1e-6)
 
 
+def test_summing_branch_learns_full_size_maps() -> None:
+    """As Panoptic-FPN: logits upsampled by 4 with half-pixel centres, at every labelled pixel."""
+    torch.manual_seed(0)
+    branch = SemanticBranch(16, 4, form="sum", channels=32)
+    model = PanopticModel(tiny_condinst(3, levels=(2, 3, 4, 5), head_from=3), branch, 3, loss_stride=1)
+    assert model.mask_stride is None  # so that the loader leaves masks as they are
+    logits = torch.randn(1, 5, 24, 32, generator=seeded(0))
+    target = panoptic_target((90, 121), seeded(0))
+    stuff = split_target(target, 3)[1]
+    pixels = F.interpolate(logits, scale_factor=4, mode="bilinear")[..., :90, :121]
+    same(model.stuff_loss(logits, [target], [stuff]), F.cross_entropy(pixels, stuff[None], ignore_index=-1), 1e-6)
+
+
 def test_model_fuses_what_its_parts_find() -> None:
     model = tiny_panoptic().eval()
     enliven(model, seeded(3))
@@ -500,5 +516,5 @@ def test_a_copy_of_the_model_has_its_own_pyramid() -> None:
 
 
 def test_strides_must_fit() -> None:
-    with pytest.raises(ValueError, match="stride 4 must be a multiple of the mask stride 8"):
+    with pytest.raises(ValueError, match="the map of stuff has a stride that divides 4, not 8"):
         PanopticModel(tiny_condinst(3, factor=1), SemanticBranch(16, 4), 3)

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from condinst_edu.datasets.coco import Sample, read_image, with_file
+from condinst_edu.datasets.coco import CocoDataset, read_image, with_file
 from condinst_edu.datasets.coco_json import Item, check_image, check_integer, check_text, read_json, unique_ids
 from condinst_edu.datasets.shapes_coco import id_colors
 from condinst_edu.errors import UserError
@@ -145,14 +144,13 @@ class PanopticWriter:
                 temporary.write_text(json.dumps(self.data))
 
 
-class PanopticDataset(Dataset[Sample]):
-    """Images of a folder with all segments of a COCO panoptic file as objects, things first: labels 1..K, K + 1..K + S.
+class PanopticDataset(CocoDataset):
+    """A CocoDataset of all segments of a panoptic file, things first: labels 1..K, stuff K + 1..K + S.
 
     So an instance model learns from masks that do not overlap, as CondInst's section 3.9 asks; `split_target` parts
-    things from stuff. keep_empty=False leaves out images without a thing that is no crowd; cache, skip_missing: as in
-    CocoDataset; category_ids: the list that a checkpoint was trained with, by default things, then stuff, ascending.
-
-    Attributes: those of CocoDataset, `num_things` (K) and `files`.
+    things from stuff. segment_folder: of the PNGs, by default the file's name without .json; keep_empty=False leaves
+    out images without a thing that is no crowd; category_ids: the list that a checkpoint was trained with, by default
+    things, then stuff, ascending; cache, skip_missing, attributes: as in CocoDataset, and `files`, `num_things` (K).
     Errors: UserError, one sentence, for whatever is wrong with the files.
     """
 
@@ -168,67 +166,53 @@ class PanopticDataset(Dataset[Sample]):
         category_ids: Sequence[int] | None = None,
     ) -> None:
         self.image_folder, self.annotation_file = str(image_folder), str(annotation_file)
+        self.outlines, self.dropped = False, 0
         if not Path(image_folder).is_dir():
             raise UserError(f"image folder {image_folder} does not exist or is no folder.")
         self.files = PanopticFiles(annotation_file, segment_folder, truth=True)
-        things = [i for i in sorted(self.files.isthing) if self.files.isthing[i]]
-        stuff = [i for i in sorted(self.files.isthing) if not self.files.isthing[i]]
-        self.category_ids = list(category_ids) if category_ids is not None else things + stuff
-        self.num_things = len(things)
-        if self.category_ids[: self.num_things] != things or sorted(self.category_ids) != sorted(things + stuff):
+        kinds = sorted(self.files.isthing, key=lambda i: (not self.files.isthing[i], i))
+        self.category_ids = list(category_ids) if category_ids is not None else kinds
+        self.num_things = sum(self.files.isthing.values())
+        if self.category_ids != kinds:
             raise UserError(f"{annotation_file} does not have the categories that the model knows, things first.")
         names = {c["id"]: str(c.get("name", f"category {c['id']}")) for c in self.files.categories}
         self.class_names = [names[i] for i in self.category_ids]
-        self._labels = {category: k for k, category in enumerate(self.category_ids, start=1)}
-        images = [self.files.images[i] for i in self.files.image_ids if i in self.files.images]
-        if len(images) < len(self.files.image_ids):
+        if not self.files.rows.keys() <= self.files.images.keys():
             raise UserError(f"{annotation_file} has segments of images that it does not list.")
-        images = with_file(images, self.image_folder, skip_missing)
-        if not keep_empty:
-            images = [image for image in images if self._has_thing(image["id"])]
+        images = with_file([self.files.images[i] for i in self.files.image_ids], self.image_folder, skip_missing)
+        images = [image for image in images if keep_empty or self._has_thing(image["id"])]
         if not images:
             raise UserError(f"{annotation_file} lists no image{'' if keep_empty else ' with a thing to learn from'}.")
         self.image_ids: list[int] = [image["id"] for image in images]
         self.file_names: list[str] = [image["file_name"] for image in images]
         self.sizes: list[Size] = [(image["height"], image["width"]) for image in images]
-        self._cache: dict[int, tuple[Tensor, Tensor]] | None = {} if cache else None
+        self._cache: dict[int, Tensor] | None = {} if cache else None
+        self._ids: dict[int, Tensor] = {}
 
     def _has_thing(self, image_id: int) -> bool:
         rows = self.files.rows[image_id]["segments_info"]
         return any(self.files.isthing[row["category_id"]] and not row.get("iscrowd") for row in rows)
 
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        """Image (3, H, W) uint8 RGB as stored, and its target: `boxes` (M, 4) float32 xyxy, tight around the segments,
-        `labels` (M,) int64, `masks` (M, H, W) bool, disjoint, `iscrowd` (M,) bool, `image_id` int.
-
-        Errors: UserError where a file is broken, of another size than annotated, or does not fit the JSON file.
-        """
-        index = range(len(self))[index]  # an IndexError past the end, and -1 is the last
-        if self._cache is not None and index in self._cache:
-            image, ids = self._cache[index]
-        else:
-            image = read_image(Path(self.image_folder, self.file_names[index]), self.sizes[index])
-            ids = self.files[self.image_ids[index]]["panoptic"].int()
-            if self._cache is not None:
-                self._cache[index] = image, ids
-        return image.clone(), self._target(index, ids)
-
     def target(self, index: int) -> dict[str, Any]:
-        """The target alone, for which the image is not read."""
-        return self._target(index, self.files[self.image_ids[index]]["panoptic"])
+        """The target alone: `boxes` (M, 4) float32 xyxy, tight around the segments, `labels` (M,) int64, `masks`
+        (M, H, W) bool, disjoint, `iscrowd` (M,) bool, `image_id` int.
 
-    def _target(self, index: int, ids: Tensor) -> dict[str, Any]:
+        Errors: UserError where a PNG is broken, of another size than annotated, or does not fit the JSON file.
+        """
         image_id = self.image_ids[index]
         rows = self.files.rows[image_id]["segments_info"]
+        ids = self._ids.get(index)
+        if ids is None:
+            ids = self.files[image_id]["panoptic"].int()
+        if self._cache is not None:
+            self._ids[index] = ids
         masks = ids == torch.tensor([row["id"] for row in rows], dtype=ids.dtype).reshape(-1, 1, 1)  # (M, H, W)
         if not masks.flatten(1).any(dim=1).all():
             raise UserError(f"{self.annotation_file}: a segment of image {image_id} has no pixel in its PNG.")
+        labels = [self.category_ids.index(row["category_id"]) + 1 for row in rows]
         return {
             "boxes": boxes_around(masks),
-            "labels": torch.tensor([self._labels[row["category_id"]] for row in rows], dtype=torch.int64),
+            "labels": torch.tensor(labels, dtype=torch.int64),
             "masks": masks,
             "iscrowd": torch.tensor([bool(row.get("iscrowd")) for row in rows], dtype=torch.bool),
             "image_id": image_id,

@@ -166,7 +166,12 @@ ITEMS = (
         section="3.8",
         symbols=("condinst_edu.recipes.cityscapes.cityscapes",),
     ),
-    Item(id="condinst:table-9", title="Panoptic segmentation on COCO", section="3.9"),
+    Item(
+        id="condinst:table-9",
+        title="Panoptic segmentation on COCO",
+        section="3.9",
+        symbols=("condinst_edu.recipes.panoptic.coco_panoptic", "condinst_edu.panoptic_models.panoptic_condinst"),
+    ),
     Item(
         id="condinst-eccv:mask-branch",
         title="The mask branch reads P3 alone",

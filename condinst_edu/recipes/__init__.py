@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from condinst_edu.engine.recipe import Recipe
 from condinst_edu.errors import UserError
-from condinst_edu.recipes import cityscapes, coco, coco_solo, dr1mask, folder, shapes
+from condinst_edu.recipes import cityscapes, coco, coco_solo, dr1mask, folder, panoptic, shapes
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-fcos": shapes.shapes_fcos,
@@ -12,6 +12,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-blendmask": shapes.shapes_blendmask,
     "shapes-dr1mask": shapes.shapes_dr1mask,
     "shapes-mask-rcnn": shapes.shapes_mask_rcnn,
+    "shapes-panoptic-condinst": shapes.shapes_panoptic_condinst,
     "folder-condinst": folder.folder_condinst,
     "shapes-solo": shapes.shapes_solo,
     "shapes-decoupled-solo": shapes.shapes_decoupled_solo,
@@ -32,6 +33,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "coco-condinst-rt-dla34-4x": coco.coco_condinst_rt_dla34_4x,
     "coco-condinst-rt-dla34-4x-shtw": coco.coco_condinst_rt_dla34_4x_shtw,
     "coco-condinst-rt-r50-4x-shtw": coco.coco_condinst_rt_r50_4x_shtw,
+    "coco-panoptic-condinst-r50-1x": panoptic.coco_panoptic_condinst_r50_1x,
+    "coco-panoptic-condinst-r50-3x": panoptic.coco_panoptic_condinst_r50_3x,
+    "coco-panoptic-condinst-r101-3x": panoptic.coco_panoptic_condinst_r101_3x,
+    "coco-panoptic-condinst-dcn101-3x": panoptic.coco_panoptic_condinst_dcn101_3x,
     "cityscapes-condinst-r50": cityscapes.cityscapes_condinst_r50,
     "cityscapes-condinst-r50-sem": cityscapes.cityscapes_condinst_r50_sem,
     "cityscapes-condinst-r50-coco": cityscapes.cityscapes_condinst_r50_coco,

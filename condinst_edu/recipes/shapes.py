@@ -87,6 +87,26 @@ def shapes_dr1mask() -> Recipe:
     return dataclasses.replace(shapes_fcos(), model="dr1mask", model_args=model_args)
 
 
+def shapes_panoptic_condinst() -> Recipe:
+    """Tiny CondInst with a semantic branch: things and stuff of the shapes' landscapes."""
+    condinst = shapes_condinst()
+    model_args = {
+        **condinst.model_args,
+        "num_things": 5,
+        "bottom": {**condinst.model_args["bottom"], "first": 0},
+        "fusion": {"min_stuff": 200},  # the same part of the image as 64 x 64 pixels of one of COCO's
+    }
+    return dataclasses.replace(
+        condinst,
+        model="panoptic-condinst",
+        model_args=model_args,
+        train_json="annotations/panoptic_train.json",
+        val_json="annotations/panoptic_val.json",
+        train_panoptic="panoptic_train",
+        val_panoptic="panoptic_val",
+    )
+
+
 def shapes_mask_rcnn() -> Recipe:
     """Tiny Mask R-CNN, to compare with: the same backbone, torchvision's own heads."""
     shared = ("backbone", "backbone_options", "channels", "score_threshold")
