@@ -9,6 +9,7 @@
     condinst-edu bench training             the same in training, made for a GPU
     condinst-edu bench loader               training samples a second, beside torchvision's transforms
     condinst-edu bench evaluation           encoding and scoring of 100 masks an image
+    condinst-edu bench panoptic             panoptic quality of COCO files
 
 All variants of a group run in turn (A B C, A B C, ...), so that whatever slows the machine down slows all of them: the
 ratios of the medians hold on a busy machine too, the milliseconds do not. One thread unless told otherwise.
@@ -47,7 +48,16 @@ class Bench:
 
     name: Annotated[
         Literal[
-            "mask-head", "targets", "instances", "inference", "dr1conv", "training", "loader", "evaluation", "lessons"
+            "mask-head",
+            "targets",
+            "instances",
+            "inference",
+            "dr1conv",
+            "training",
+            "loader",
+            "evaluation",
+            "panoptic",
+            "lessons",
         ],
         tyro.conf.Positional,
     ]
@@ -59,6 +69,7 @@ class Bench:
     training: a training step and inference of CondInst beside torchvision's Mask R-CNN, made for a GPU.
     loader: reading and augmenting of COCO-like images, beside torchvision's v2 transforms.
     evaluation: encoding and scoring of 100 masks an image.
+    panoptic: panoptic quality of COCO files, read from the disk.
     lessons: how long each notebook takes, beside its budget."""
     json: bool = False
     """Print JSON instead of a table."""
@@ -76,7 +87,7 @@ class Bench:
     batch: int = 2
     """Of "training": images of a step."""
     images: int = 200
-    """Of "loader" and "evaluation": how many images each run takes."""
+    """Of "loader", "evaluation" and "panoptic": how many images each run takes."""
 
 
 @dataclass

@@ -248,6 +248,11 @@ class BlendMask(nn.Module):
         self.semantic_weight, self.size = semantic_weight, size
         self.stride = 2 ** self.fcos.levels[0] // 2
 
+    @property
+    def semantic_stride(self) -> int | None:
+        """Pixels between two cells of the semantic task's labels; None without that task."""
+        return 2 * self.stride if self.semantic is not None else None
+
     def forward(
         self,
         images: Sequence[Tensor],

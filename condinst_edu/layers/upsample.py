@@ -124,11 +124,34 @@ def linear_weights(position: Tensor, cells: int) -> Tensor:
     return weights.scatter_add_(1, (low + 1).clamp(max=cells - 1)[:, None], fraction)
 
 
-def _resize_weights(cells: int, stride: int, size_in: int, size_out: int, device: torch.device) -> Tensor:
-    """Matrix (size_out, cells): aligned upsampling by `stride`, cut to size_in, half-pixel resize to size_out."""
+def _resize_weights(
+    cells: int, stride: int, size_in: int, size_out: int, device: torch.device, aligned: bool = True
+) -> Tensor:
+    """Matrix (size_out, cells): upsampling by `stride`, cut to size_in, half-pixel resize to size_out.
+
+    Cell 0 sits on pixel stride // 2 where the upsampling is aligned, else, with half-pixel centres, half a pixel or
+    none to the left of it.
+    """
     pixels = torch.arange(size_in, device=device, dtype=torch.float32)
-    upsample = linear_weights((pixels - stride // 2) / stride, cells)  # (size_in, cells)
+    origin = stride // 2 if aligned else (stride - 1) / 2
+    upsample = linear_weights((pixels - origin) / stride, cells)  # (size_in, cells)
     position = (torch.arange(size_out, device=device) + 0.5) * (size_in / size_out) - 0.5
     position = position.clamp(0, size_in - 1)
     low = position.floor().long()
     return torch.lerp(upsample[low], upsample[(low + 1).clamp(max=size_in - 1)], (position - low)[:, None])
+
+
+def resize_logits(
+    logits: Tensor, stride: int, input_size: tuple[int, int], output_size: tuple[int, int], aligned: bool = True
+) -> Tensor:
+    """Logits at any size: upsampled to the input's pixels, cropped, resized bilinearly with half-pixel centres.
+
+    logits (..., H, W) at `stride` pixels; sizes: (height, width) of the network's input without its padding, and of the
+    result; aligned: upsampling as of `resize_masks`, else with half-pixel centres too. Returns (..., *output_size) as
+    two matrix products; the input's pixels are never made.
+    """
+    rows, columns = (
+        _resize_weights(cells, stride, size_in, size_out, logits.device, aligned).to(logits)
+        for cells, size_in, size_out in zip(logits.shape[-2:], input_size, output_size, strict=True)
+    )
+    return rows @ logits @ columns.mT
