@@ -248,12 +248,12 @@ ATTENTION = {"vector": VectorAttention, "full": FullAttention, "factored": Facto
 def panoptic_targets(target: Target, stride: int, size: Size, num_stuff: int) -> Tensor:
     """The right channel of the panoptic logits for each cell: (*size) int64, -1 where there is none.
 
-    target: `stuff` (H, W), a class of stuff from 1 or 0, and the masks (M, H, W), the smallest of which counts.
+    target: `stuff` (H, W), a class of stuff from 1, or 0 or less, and the masks (M, H, W), the smallest of which counts.
     """
     result = torch.full(size, -1, dtype=torch.int64, device=target["masks"].device)
     things = torch.arange(1, len(target["masks"]) + 1, device=result.device)
     thing = semantic_map(target["masks"], things, stride)
-    stuff = target["stuff"][stride // 2 :: stride, stride // 2 :: stride].long() - 1
+    stuff = target["stuff"][stride // 2 :: stride, stride // 2 :: stride].long().clamp(min=0) - 1
     result[: thing.shape[0], : thing.shape[1]] = torch.where(thing > 0, num_stuff + thing - 1, stuff)
     return result
 

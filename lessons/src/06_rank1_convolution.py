@@ -371,7 +371,7 @@ for name, what in CARDS.items():
 # %%
 from condinst_edu.engine.evaluate import evaluate
 
-data = held_out(20)
+data = held_out(12)
 names = [
     n
     for n, d in DEVIATIONS.items()
