@@ -6,7 +6,7 @@
 #     name: python3
 #   lesson:
 #     title: "FCOS: boxes without anchors"
-#     minutes: {read: 50, do: 90, run: 1}
+#     minutes: {read: 40, do: 90, run: 1}
 #     needs: [PyTorch and convolutions, "lesson 0 for the score (AP)"]
 #     gives: [how a map of features becomes boxes, why several levels are needed, focal and GIoU loss from scratch]
 #     papers:
@@ -29,8 +29,8 @@ doctor.quick("fcos")
 #
 # A small FCOS looks at drawn shapes that it has never seen. Left is the truth, right its answer: a box, a class and a
 # score for each thing that it finds. **AP** is its mark on held-out images, from 0 to 1 (lesson 0 derives it). At the
-# end you know every step from the pixels to these boxes. Names such as `condinst:locations` are ids of passages in
-# papers and tutorial slides; `condinst-edu trace` lists them.
+# end you know every step from the pixels to these boxes. Names such as `condinst:locations` and
+# `slides:fcos-recall` are ids of passages in papers and tutorial slides; `condinst-edu trace` lists them.
 
 # %% tags=["first-result", "demo"]
 import torch
@@ -74,8 +74,8 @@ pic.show_panels(panels, class_names)
 #
 # A network turns an image into maps of fixed size, but the number of objects is unknown. For years the answer was
 # **anchors**: lay out a set of template boxes (nine is common) at every location of a map, and predict a class and a
-# correction for each. An anchor whose IoU with an object is high enough has to find it. This has a price: the templates
-# are chosen by hand for one data set, do not transfer to another, and the last layer computes everything nine times.
+# correction for each. This has a price: the templates are chosen by hand for one data set, do not transfer to
+# another, and the last layer computes everything nine times.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 5
@@ -426,9 +426,8 @@ figure
 # %% [markdown]
 # ## Does it learn?
 #
-# Here is a short training of the same network from random weights, in an ordinary PyTorch loop: in training mode the
-# model returns its three losses. Do not expect much after so few steps; the shipped model took 3000, on images of
-# 128 x 128.
+# A short training of the same network from random weights, in an ordinary PyTorch loop: in training mode the model
+# returns its three losses. Do not expect much after so few steps; the shipped model took 3000.
 
 # %% tags=["demo"]
 from condinst_edu.engine.recipe import build_model
