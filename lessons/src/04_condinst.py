@@ -94,9 +94,9 @@ rows = xray(model, image)
 # $$F_{bottom} = \mathrm{tower}\Big(\sum_k \mathrm{up}_{2^k}\big(r_k(P_{2 + k})\big)\Big), \qquad k = 0, 1, 2.$$
 #
 # (The paper adds the levels as they are: $r_k$ is the official code's. Its tower is four 3x3 convolutions of 128
-# channels and one that goes to 8; ours are two of 32.) `aligned_upsample` is lesson 3's. The batch has four images that
-# are drawn for this lesson. In the picture: the three parts and their sum, averaged over channels, then the eight maps
-# of $F_{bottom}$. Nothing tells a channel what to be: whatever helps the heads to draw is learned.
+# channels and one that goes to 8; ours are two of 32.) The batch has four images that are drawn for this lesson. In the
+# picture: the brightness of the first, the three parts and their sum, averaged over channels, then the eight maps of
+# $F_{bottom}$. Nothing tells a channel what to be: whatever helps the heads to draw is learned.
 
 # %% tags=["demo"]
 from condinst_edu.datasets.shapes import ShapesConfig, generate
@@ -121,7 +121,7 @@ with torch.no_grad():
     parts = [aligned_upsample(refine(p), 2**k) for k, (refine, p) in enumerate(levels)]
     features = bottom.tower(sum(parts))  # (B, C, H, W)
     same_as(features, bottom(pyramid), name="the bottom branch")
-maps = {"the image": images[0].mean(dim=0)}
+maps = {"brightness": images[0].mean(dim=0)}
 maps |= {f"from P{k + 2}": part[0].mean(dim=0) for k, part in enumerate(parts)}
 maps |= {"the sum": sum(parts)[0].mean(dim=0)} | {f"channel {c}": x for c, x in enumerate(features[0])}
 pic.show_maps(maps, columns=5)
@@ -137,9 +137,9 @@ pic.show_maps(maps, columns=5)
 # FCOS gives every object a handful of positive locations (lesson 1). Every one of them has a theta of its own, and
 # could draw a mask of the object: a whole map each, which would need much memory. The conference version took up to 500
 # locations of a GPU's batch at random (`condinst-eccv:random-500`); the journal version keeps the 64 of each image with
-# the highest score (`condinst:top-64`), because inference looks at the surest locations only, and these are the masks
-# that have to be good. Ours is the score for the object's own class (the official code takes the best class's, and
-# gives every object of the image an equal share of the 64):
+# the highest score (`condinst:top-64`). Inference looks at the surest locations only, so these are the masks that have
+# to be good. Ours is the score for the object's own class (the official code takes the best class's, and gives every
+# object of the image an equal share of the 64):
 #
 # $$\text{score}_{x,y} = p_{x,y}(c^*) \cdot \text{centre-ness}_{x,y}, \qquad c^* \text{ the object's class.}$$
 #
@@ -515,8 +515,8 @@ for group, what in zip(groups, ("whole pass", "masks alone"), strict=True):
         ms = [v.median_ms for v in group.variants if v.name.startswith(case.name)]
         more = (ms[-1] - ms[0]) / (counts[-1] - counts[0])
         curves[f"{case.name}, {what}"] = torch.tensor(ms)
-        print(f"{case.name:10} {what:11} {ms[0]:6.1f} ms with {counts[0]},", end=" ")
-        print(f"{ms[-1]:6.1f} ms with {counts[-1]}: {more:.2f} ms for each further instance")
+        ends = f"{ms[0]:6.1f} ms with {counts[0]}, {ms[-1]:6.1f} with {counts[-1]}"
+        print(f"{case.name:10} {what:11} {ends}: {more:.2f} ms for each further instance")
 pic.show_curves(curves, "instances", "milliseconds", at=counts)
 
 # %% [markdown]
@@ -647,8 +647,7 @@ print(f"1. Eq. 2 over all positive locations {dices[positive].mean():.3f}, over 
 truth = sampled_masks(targets, model.mask_stride, (48, 64))
 print(f"2. targets {tuple(truth.shape)}: images, objects, height, width; {truth.dtype}")
 assert torch.equal(truth[0, 0], targets[0]["masks"][0, 1::2, 1::2])
-print(f"3. class tower: {len(fcos.head.class_tower)} blocks, then logits")
-print(f"   controller: {fcos.head.top}")
+print(f"3. class tower: {len(fcos.head.class_tower)} blocks, then logits; controller: {fcos.head.top}")
 before = aligned_upsample(aligned_upsample(crowd_logits, 2).sigmoid(), 2) > 0.5
 after = aligned_upsample(aligned_upsample(crowd_logits, 2), 2) > 0
 print(f"4. {int((before != after).sum())} pixels change; the masks have {int(before.sum())}")
