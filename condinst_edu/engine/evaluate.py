@@ -198,7 +198,7 @@ def evaluate(
     """
     results = detect_all(model, dataset, short_side, max_size, device, progress, workers)
     kinds = ("bbox", "segm") if all("segmentation" in result for result in results) else ("bbox",)
-    return of_first(coco_ap(dataset.annotation_file, results, kinds, dataset.image_ids) if rank() == 0 else None)
+    return of_first(coco_ap(dataset.truth(), results, kinds, dataset.image_ids) if rank() == 0 else None)
 
 
 @torch.inference_mode()
@@ -268,7 +268,7 @@ def mask_ceiling(
         detections = {"boxes": target["boxes"], "labels": target["labels"], "masks": masks}
         detections["scores"] = torch.ones(len(masks))
         results += encode_results(detections, target["image_id"], dataset.category_ids)
-    return coco_ap(dataset.annotation_file, results, image_ids=dataset.image_ids)
+    return coco_ap(dataset.truth(), results, image_ids=dataset.image_ids)
 
 
 def _targets(dataset: CocoDataset) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:

@@ -10,19 +10,20 @@ from urllib.error import URLError
 
 from torch import nn
 
+from condinst_edu.adaptis import AdaptIS
 from condinst_edu.condinst import CondInst
 from condinst_edu.errors import UserError
 from condinst_edu.fcos import FCOS
 from condinst_edu.mask_rcnn import MaskRCNN
 
-MODELS = {"fcos": FCOS, "condinst": CondInst, "mask-rcnn": MaskRCNN}
+MODELS = {"fcos": FCOS, "condinst": CondInst, "mask-rcnn": MaskRCNN, "adaptis": AdaptIS}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Model, data, augmentation, optimisation; a named recipe is a function that returns one."""
 
-    model: Literal["fcos", "condinst", "mask-rcnn"] = "condinst"
+    model: Literal["fcos", "condinst", "mask-rcnn", "adaptis"] = "condinst"
     """Which model."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of its constructor, but for num_classes, which the data decides."""
@@ -39,6 +40,8 @@ class Recipe:
     """Folder of the held-out images."""
     val_json: str = "annotations/instances_val2017.json"
     """COCO annotations of the held-out images."""
+    drawn: Literal["none", "bacteria", "bacteria-v2"] = "none"
+    """Images that are drawn when they are asked for, in place of the folder and its annotations."""
     cache: bool = False
     """Keep decoded images in memory (for sets that fit)."""
     skip_missing: bool = False

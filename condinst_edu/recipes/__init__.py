@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 from condinst_edu.engine.recipe import Recipe
 from condinst_edu.errors import UserError
-from condinst_edu.recipes import folder, shapes
+from condinst_edu.recipes import bacteria, folder, shapes
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-fcos": shapes.shapes_fcos,
     "shapes-condinst": shapes.shapes_condinst,
     "shapes-mask-rcnn": shapes.shapes_mask_rcnn,
     "folder-condinst": folder.folder_condinst,
+    "bacteria-adaptis": bacteria.bacteria_adaptis,
 }
 
 
