@@ -16,7 +16,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torchvision.models import detection
 
-from condinst_edu.bench import Group, race
+from condinst_edu.bench import Bench, Group, race
 from condinst_edu.condinst import CondInst
 from condinst_edu.datasets.transforms import resized_size
 from condinst_edu.engine.recipe import build_model
@@ -26,6 +26,20 @@ from condinst_edu.layers.images import Size, make_batch
 from condinst_edu.official import find_official, official_recipe
 
 CANDIDATES = 2000  # (location, class) or (proposal, class) pairs that enter NMS
+RUNS = 10
+
+
+def run(options: Bench, runs: int, progress: Progress) -> list[Group]:
+    return bench_inference(runs, progress, size=options.size)
+
+
+def conclude(groups: list[Group]) -> str:
+    """What the numbers say."""
+    facts = groups[0].variants[3].facts
+    return (
+        f"CondInst takes {facts['ratio_to_mask_rcnn']:.2f} of the time of torchvision's Mask R-CNN and "
+        f"{facts['ratio_to_torchvision_fcos']:.2f} of that of its FCOS."
+    )
 
 
 def bench_inference(

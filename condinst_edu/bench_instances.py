@@ -20,13 +20,29 @@ from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.roi_heads import maskrcnn_inference, paste_masks_in_image
 
-from condinst_edu.bench import Group, race
+from condinst_edu.bench import Bench, Group, race
 from condinst_edu.condinst import CondInst
 from condinst_edu.errors import UserError
 from condinst_edu.layers.images import Size, make_batch
 from condinst_edu.layers.upsample import resize_masks
 from condinst_edu.mask_rcnn import MaskRCNN
 from condinst_edu.recipes.shapes import shapes_condinst, shapes_mask_rcnn
+
+RUNS = 3
+
+
+def run(options: Bench, runs: int, progress: Progress) -> list[Group]:
+    return bench_instances(runs, progress, counts=options.counts, size=options.size)
+
+
+def conclude(groups: list[Group]) -> str:
+    """What the numbers say."""
+    condinst, mask_rcnn = groups[0].variants[-2:]
+    fewest, most = (variant.facts["instances"] for variant in (groups[0].variants[0], condinst))
+    return (
+        f"With {most:g} instances instead of {fewest:g}, CondInst takes {condinst.facts['ratio_to_fewest']:.2f} "
+        f"times as long, Mask R-CNN {mask_rcnn.facts['ratio_to_fewest']:.2f} times."
+    )
 
 
 class CondInstCase:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from condinst_edu.bench import Group, race
+from condinst_edu.bench import Bench, Group, race
 from condinst_edu.datasets.batching import build_train_loader
 from condinst_edu.datasets.coco import CocoDataset
 from condinst_edu.datasets.transforms import Target, TrainTransform
@@ -32,6 +32,20 @@ from condinst_edu.errors import UserError
 from condinst_edu.layers.images import Size
 
 SHORT_SIDE, MAX_SIZE, MASK_STRIDE = 800, 1333, 4
+RUNS = 3
+
+
+def run(options: Bench, runs: int, progress: Progress) -> list[Group]:
+    return bench_loader(runs, progress, images=options.images)
+
+
+def conclude(groups: list[Group]) -> str:
+    """What the numbers say."""
+    outlines = groups[0]["outlines"]
+    return (
+        f"One core loads {outlines.facts['images_per_second']:.0f} images a second, "
+        f"{outlines.speedup:.1f} times as many as through torchvision's transforms."
+    )
 
 
 def write_synthetic(folder: Path, images: int, size: Size = (480, 640), objects: float = 7, seed: int = 0) -> None:

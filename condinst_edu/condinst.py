@@ -142,10 +142,18 @@ def semantic_targets(targets: Sequence[Target], stride: int, size: Size) -> Tens
 def semantic_map(masks: Tensor, labels: Tensor, stride: int) -> Tensor:
     """Label of the smallest of the masks (M, H, W) that cover each cell, 0 where none does: (h, w) int64."""
     covered = masks[:, stride // 2 :: stride, stride // 2 :: stride].bool()  # (M, h, w)
-    if not len(masks):
-        return torch.zeros(covered.shape[1:], dtype=torch.int64, device=masks.device)
-    area = masks.flatten(1).sum(dim=1).float()[:, None, None]
-    smallest, index = area.expand(covered.shape).masked_fill(~covered, torch.inf).min(dim=0)
+    return smallest_label(covered, masks.flatten(1).sum(dim=1), labels)
+
+
+def smallest_label(covered: Tensor, area: Tensor, labels: Tensor) -> Tensor:
+    """Label of the smallest of M objects on each cell, 0 where there is none: (h, w) int64.
+
+    covered (M, h, w) bool: the cells of each object; area (M,): in any unit; labels (M,).
+    """
+    if not len(covered):
+        return torch.zeros(covered.shape[1:], dtype=torch.int64, device=covered.device)
+    sizes = area.float()[:, None, None].expand(covered.shape)
+    smallest, index = sizes.masked_fill(~covered, torch.inf).min(dim=0)
     return labels[index].masked_fill(smallest == torch.inf, 0)
 
 
@@ -243,6 +251,11 @@ class CondInst(nn.Module):
     def mask_stride(self) -> int:
         """Pixels between two cells of the predicted masks: 4 by default."""
         return self.stride // self.factor
+
+    @property
+    def semantic_stride(self) -> int | None:
+        """Pixels between two cells of the semantic task's labels; None without that task."""
+        return self.stride if self.semantic is not None else None
 
     def forward(
         self,

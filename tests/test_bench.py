@@ -12,8 +12,9 @@ import torch
 from rich.progress import Progress
 from torchvision.models import detection
 
-from condinst_edu import bench, bench_evaluation, bench_instances, bench_loader
-from condinst_edu.bench import Bench, PeakMemory, Scene, Variant
+from condinst_edu import bench, bench_evaluation, bench_instances, bench_loader, bench_mask_head, bench_targets
+from condinst_edu.bench import Bench, PeakMemory, Variant
+from condinst_edu.bench_mask_head import Scene
 from condinst_edu.condinst import CondInst
 from condinst_edu.datasets.coco import CocoDataset
 from condinst_edu.datasets.transforms import TrainTransform, to_float
@@ -37,9 +38,12 @@ TINY_TARGETS: dict[str, Any] = {"images": 2, "objects": 3, "size": (130, 150), "
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "bench_mask_head", functools.partial(bench.bench_mask_head, **TINY_HEAD))
-    monkeypatch.setattr(bench, "bench_targets", functools.partial(bench.bench_targets, **TINY_TARGETS))
-    monkeypatch.setattr(bench, "can_compile", lambda: False)
+    for module, name, tiny in (
+        (bench_mask_head, "bench_mask_head", TINY_HEAD),
+        (bench_targets, "bench_targets", TINY_TARGETS),
+    ):
+        monkeypatch.setattr(module, name, functools.partial(getattr(module, name), **tiny))
+    monkeypatch.setattr(bench_mask_head, "can_compile", lambda: False)
 
 
 def measure(name: Any, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -83,10 +87,10 @@ def test_without_compiler(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_with_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "can_compile", lambda: True)
+    monkeypatch.setattr(bench_mask_head, "can_compile", lambda: True)
     monkeypatch.setattr("condinst_edu.mask_head.can_compile", lambda: False)  # compiling takes long: tested elsewhere
     with Progress(disable=True) as progress:
-        group = bench.inference(1, progress, Scene(3, (6, 7)))
+        group = bench_mask_head.inference(1, progress, Scene(3, (6, 7)))
     assert [v.name for v in group.variants] == ["grouped", "folded", "compiled"]
     assert group["compiled"].skipped is None
     assert group["compiled"].facts["difference"] < 1e-5
@@ -164,16 +168,18 @@ def test_peak_memory_counts_what_backward_needs() -> None:
 
 def test_grouped_form_is_the_mask_head() -> None:
     scene = Scene(4, (5, 7))
-    torch.testing.assert_close(scene.logits(bench.grouped_mask_head), scene.logits(DynamicMaskHead()))
+    torch.testing.assert_close(scene.logits(bench_mask_head.grouped_mask_head), scene.logits(DynamicMaskHead()))
 
 
-@pytest.mark.parametrize("logits", [bench.coco_like_logits(6, (12, 16)), bench.large_logits(6, (12, 16))])
+@pytest.mark.parametrize(
+    "logits", [bench_mask_head.coco_like_logits(6, (12, 16)), bench_mask_head.large_logits(6, (12, 16))]
+)
 def test_drawn_logits(logits: torch.Tensor) -> None:
     assert logits.shape == (6, 12, 16)
     assert (logits > 0).any()
     assert (logits <= 0).any()
     arguments = (8, (96, 123), (50, 61), 2)
-    scores = bench.whole_maps(logits, *arguments)
+    scores = bench_mask_head.whole_maps(logits, *arguments)
     wrong = resize_masks(logits, *arguments) != (scores > 0.5)
     assert not (wrong & ((scores - 0.5).abs() > 1e-6)).any()
 

@@ -7,6 +7,7 @@ import torch
 from helpers import mask_boxes, seeded
 from torch import Tensor
 
+from condinst_edu.condinst import semantic_map
 from condinst_edu.coordinates import mass_centers
 from condinst_edu.datasets import transforms
 from condinst_edu.datasets.transforms import TrainTransform
@@ -175,6 +176,26 @@ def test_train_transform(mask_stride: int | None, mirror: bool, turn: bool, shor
     assert_same(found, expected, 1e-4)
     assert ("centers" in found) == (mask_stride is not None)
     assert_same(target, before)
+
+
+@pytest.mark.parametrize("outlines", [False, True])
+def test_semantic_map_of_sampled_masks(outlines: bool) -> None:
+    """Labels for the semantic task: those that full-size masks give, without making these."""
+    image, target = random_sample(61, 43)
+    if outlines:
+        corners = torch.tensor([[4.0, 3, 40, 5, 37, 55], [10, 20, 30, 20, 30, 58], [12, 22, 29, 24, 20, 50]]).double()
+        target = {k: v[:3] for k, v in target.items() if isinstance(v, Tensor)}
+        target["segmentations"] = [[polygon.numpy()] for polygon in corners]
+        target["boxes"] = torch.tensor([[4.0, 3, 40, 55], [10, 20, 30, 58], [12, 22, 29, 50]])
+        target["iscrowd"] = torch.zeros(3, dtype=torch.bool)
+        del target["masks"]
+    target["labels"] = torch.arange(1, len(target["labels"]) + 1)
+    settings = ((90,), 200, 1.0, 1.0)
+    _, full = TrainTransform(*settings)(image, target, 5)
+    _, found = TrainTransform(*settings, mask_stride=4, semantic_stride=8)(image, target, 5)
+    assert torch.equal(found["semantic"], semantic_map(full["masks"], full["labels"], 8))
+    assert len(found["semantic"].unique()) > 2
+    assert torch.equal(found["masks"], full["masks"][:, 2::4, 2::4])
 
 
 def test_seed_decides() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2 import functional as tv
 
+from condinst_edu.condinst import smallest_label
 from condinst_edu.datasets.outlines import Drawn, Placement, Segmentation, decode_masks, draw_polygons
 from condinst_edu.layers.images import Size
 
@@ -136,7 +137,8 @@ class TrainTransform:
     """What a training image goes through; the same (image, target, seed) always gives the same result.
 
     short_sides: pixels, one is drawn per visit, none keeps the stored size; max_size: of the long side, pixels; flip,
-    vflip: probabilities; mask_stride: pixels between two cells of the masks, None keeps full-size masks.
+    vflip: probabilities; mask_stride: pixels between two cells of the masks, None keeps full-size masks;
+    semantic_stride: the same of a map of labels, the smallest object on top, None makes none.
     """
 
     short_sides: tuple[int, ...] = ()
@@ -144,6 +146,7 @@ class TrainTransform:
     flip: float = 0.5
     vflip: float = 0.0
     mask_stride: int | None = None
+    semantic_stride: int | None = None
 
     def __call__(self, image: Tensor, target: Target, seed: int) -> tuple[Tensor, Target]:
         """Image (3, H, W) uint8 and target -> image uint8 and target without crowds and empty objects.
@@ -152,6 +155,7 @@ class TrainTransform:
 
         With a mask stride, masks are `sample_masks` of the full-size ones (H, W not padded; an object between the cells
         has an empty one and stays, as in the official code), and `centers` (N, 2) are those of the full-size ones.
+        With a semantic stride, `semantic` (h, w) is the model's `semantic_map`.
         Where the target has `segmentations` in place of masks, polygons move with the image and are drawn in the end,
         as in the official code: quicker, and finer in an enlarged image. Stored masks are resized.
         """
@@ -171,7 +175,13 @@ class TrainTransform:
         if place.turn:
             image, target = vflip(image, target)
         draw = draw_masks if isinstance(stored, Tensor) else draw_segmentations
+        semantic = None
+        if self.semantic_stride is not None:
+            coarse = draw(stored, place, self.semantic_stride)
+            semantic = smallest_label(coarse.masks, coarse.area, target["labels"])
         target = finish_target(target, draw(stored, place, self.mask_stride), place.new)
+        if semantic is not None:
+            target["semantic"] = semantic
         if self.mask_stride is None:
             del target["centers"]  # full-size masks tell
         return image, target

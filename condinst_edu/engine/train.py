@@ -202,6 +202,7 @@ def open_split(recipe: Recipe, split: str, category_ids: list[int] | None = None
         keep_empty=not training,
         skip_missing=recipe.skip_missing,
         category_ids=category_ids,
+        outlines=training,
     )
 
 
@@ -210,10 +211,10 @@ def train_batches(
 ) -> TrainLoader:
     """Augmented batches of iterations `start` to `iterations` - 1: this process's share of each, on the device.
 
-    Where the model draws masks and needs no full-size ones, they are sampled at its mask stride.
+    Where the model draws masks, they are sampled at its mask stride; labels for a semantic task at the stride of that.
     """
-    stride = getattr(model, "mask_stride", None) if getattr(model, "semantic", None) is None else None
-    transform = TrainTransform(recipe.short_sides, recipe.max_size, recipe.flip, recipe.vertical_flip, stride)
+    strides = (getattr(model, "mask_stride", None), getattr(model, "semantic_stride", None))
+    transform = TrainTransform(recipe.short_sides, recipe.max_size, recipe.flip, recipe.vertical_flip, *strides)
     order = (recipe.batch_size, start, iterations, recipe.seed)
     batches = build_train_loader(dataset, transform, *order, recipe.workers, rank(), world(), device=device)
     batches.loader.worker_init_fn = bind_worker
