@@ -387,7 +387,7 @@ class AdaptIS(nn.Module):
         return self.enlarge(self.head(features, image, points)[:, None])[:, 0]
 
     def enlarge(self, maps: Tensor) -> Tensor:
-        """Maps (N, C, h, w) at the size of the padded images: bilinear, corners on corners, as the official code has it."""
+        """Maps (N, C, h, w) at the padded images' size: bilinear, corners on corners, as in the official code."""
         if self.stride == 1:
             return maps
         return F.interpolate(maps, scale_factor=self.stride, mode="bilinear", align_corners=True)
@@ -413,7 +413,10 @@ class AdaptIS(nn.Module):
         }
 
     def mask_loss(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """Loss (N,) of each mask, logits and masks (N, H, W); pixels of -1 do not count. Source: adaptis:nfl."""
+        """Loss (N,) of each mask, logits and masks (N, H, W); pixels of -1 do not count.
+
+        Source: adaptis:nfl, adaptis:focal.
+        """
         if self.loss == "nfl":
             return normalized_focal_loss(logits, masks, self.gamma)
         valid = masks >= 0
@@ -461,7 +464,7 @@ class AdaptIS(nn.Module):
         labels, certainty = class_of_mask(seen.semantic[self.stuff :], masks)
         scores = found.scores * certainty
         if output_size != size:
-            masks = F.interpolate(masks[None].float(), output_size, mode="nearest-exact")[0].bool()
+            masks = F.interpolate(masks[:, None].float(), output_size, mode="nearest-exact")[:, 0].bool()
         order = scores.argsort(descending=True)
         order = order[masks[order].flatten(1).any(dim=1)]
         boxes = masks_to_boxes(masks[order]) + scores.new_tensor([0, 0, 1, 1])

@@ -56,8 +56,8 @@ def aggregate(
 
     segmented (H, W) bool: the map S at the beginning, all False, or True on stuff; threshold T of a mask C > T;
     overlap: a new mask is kept if a smaller share of it than this is segmented already; limit: iterations at most,
-    after which it ends as it does when all is segmented or no point is left. In the end a pixel goes to the instance with the
-    highest probability there, argmax_i C_i, unless that is not above T.
+    after which it ends as it does when all is segmented or no point is left. In the end a pixel goes to the instance
+    with the highest probability there, argmax_i C_i, unless that is not above T.
     The paper does not say what ends a random search for points that give nothing: here, no point is tried twice.
     Source: adaptis:greedy-aggregation.
     """
@@ -203,7 +203,8 @@ def local_maxima_points(scores: Tensor, threshold: float = 0.35) -> Tensor:
 def class_of_mask(probabilities: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Class of each mask from 0, that with the largest sum of probabilities on it, and the mean of these.
 
-    probabilities (K, H, W), of things; masks (N, H, W) bool. Returns (N,) int64 and (N,). Source: adaptis:class-of-mask.
+    probabilities (K, H, W), of things; masks (N, H, W) bool. Returns (N,) int64 and (N,).
+    Source: adaptis:class-of-mask.
     """
     weights = masks.flatten(1).to(probabilities.dtype)
     sums = weights @ probabilities.flatten(1).T  # (N, K)

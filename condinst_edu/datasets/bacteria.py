@@ -100,16 +100,16 @@ CONFIGS = {"bacteria": paper_config, "bacteria-v2": second_config}
 
 
 class BacteriaSample(NamedTuple):
-    """image (H, W, 3) uint8 RGB; ids (H, W) uint16, 0 for the background, k for the k-th cell; count: of cells."""
+    """image (H, W, 3) uint8 RGB; ids (H, W) uint16, 0 for the background, k for the k-th of num_cells."""
 
     image: NDArray[np.uint8]
     ids: NDArray[np.uint16]
-    count: int
+    num_cells: int
 
     @property
     def masks(self) -> Bools:
         """What is seen of each cell (N, H, W)."""
-        return self.ids == np.arange(1, self.count + 1)[:, None, None]
+        return self.ids == np.arange(1, self.num_cells + 1)[:, None, None]
 
 
 def generate(index: int, seed: int = 0, config: BacteriaConfig | None = None) -> BacteriaSample:
@@ -203,7 +203,7 @@ def _background(rng: np.random.Generator, config: BacteriaConfig) -> Floats:
         for cells in (3, 8):
             coarse = torch.from_numpy(rng.standard_normal((1, 1, cells, cells), np.float32))
             smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)
-            canvas += config.clouds * smooth[0, 0, :, :, None].numpy() * np.float32([1, 0.4, 0.2])
+            canvas += config.clouds * smooth[0, 0, :, :, None].numpy() * np.array([1, 0.4, 0.2], np.float32)
     return canvas
 
 

@@ -176,6 +176,20 @@ def _score(truth: COCO, found: COCO, kind: str, image_ids: Sequence[int] | None)
     return scores
 
 
+def mask_ap_at(dataset: CocoDataset, results: Sequence[Result], thresholds: Sequence[float]) -> dict[float, float]:
+    """Mask AP at each single IoU threshold, the mean over classes; as `coco_ap` in all else."""
+    truth = dataset.truth()
+    coco = read_coco(truth) if isinstance(truth, str) else check_coco(truth, "ground truth")
+    evaluation = COCOeval(_truth(coco, renumber=True), _found(coco, results, "segm", plain=False), "segm")
+    evaluation.params.imgIds = list(dataset.image_ids)
+    evaluation.params.iouThrs = np.array(thresholds)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class) of all sizes
+    return {t: float(p[p > -1].mean()) if (p > -1).any() else -1.0 for t, p in zip(thresholds, precision, strict=True)}
+
+
 # Models
 
 
