@@ -146,7 +146,8 @@ class InstanceHead(nn.Module):
         x = F.conv2d(features, weight[:, self.maps :], self.first.bias, padding=1)[image]  # (N, C, h, w)
         if self.maps:
             size = (features.shape[-2], features.shape[-1])
-            maps = relative_coordconv(size, self.stride, points.float(), self.radius, self.distance)
+            exact = points.to(torch.promote_types(features.dtype, torch.float32))
+            maps = relative_coordconv(size, self.stride, exact, self.radius, self.distance)
             x = x + F.conv2d(maps.to(features.dtype), weight[:, : self.maps], padding=1)
         x = self.adain(self.before(x), vectors)
         return self.slope * self.after(x).squeeze(1) + self.shift

@@ -358,7 +358,7 @@ def test_heads_of_mxnet(name: str) -> None:
         found = {f"{conv}.{k}": mxnet[f"{prefix}.{at[0]}.{k}"] for k in ("weight", "bias")}
         return found | {f"{norm}.{k}": mxnet[f"{prefix}.{at[1]}.{v}"] for k, v in pairs.items()}
 
-    state = {}
+    state: dict[str, Tensor] = {}
     for i in range(3):
         state |= conv_bn(
             "adaptis_head.controller_net.layers", f"controller.{3 * i}", f"controller.{3 * i + 2}", (2 * i, 2 * i + 1)
@@ -407,7 +407,8 @@ def test_heads_for_photographs() -> None:
         (head, "city.", CITY_NAMES),
         (semantic, "citysem.", [(r"^layers\.2\.", "2."), (r"^layers\.(\d)\.body\.", r"\1.")]),
     ):
-        own, state = module.state_dict(), {}
+        own = module.state_dict()
+        state: dict[str, Tensor] = {}
         for name, shape in spec["params_head" if module is head else "params_sem"]:
             ours = name
             for pattern, new in renames:
@@ -510,7 +511,7 @@ PARAMETERS = {
     "stuff_prob_mult": "background_weight",
     "min_things_prob": "least_probability",
 }
-PLAIN = ("v1_250_eval", "v1_250_eval_flip", "v1_250_dense_flip", "v2_250_dense2")
+PLAIN: tuple[str, ...] = ("v1_250_eval", "v1_250_eval_flip", "v1_250_dense_flip", "v2_250_dense2")
 PLAIN += ("v2_100_default", "v2_100_default_flip", "crop_noblur", "crop_blur5", "crop_2things")
 
 

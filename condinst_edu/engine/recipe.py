@@ -77,7 +77,9 @@ class Recipe:
     lr: float = 0.01
     """Peak learning rate."""
     momentum: float = 0.9
-    """Of SGD; AdamW takes it as its first beta, with 0.99 as its second."""
+    """Of SGD; AdamW takes it as its first beta."""
+    beta2: float = 0.99
+    """Second beta of AdamW; without weight decay it is Adam."""
     weight_decay: float = 1e-4
     """On all parameters but those of normalisation layers."""
     clip: float = 0.0
@@ -152,6 +154,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "accumulate": (1, 1e5),
     "lr": (0, 1e9),
     "momentum": (0, 0.9999),
+    "beta2": (0, 0.999999),
     "weight_decay": (0, 1e3),
     "clip": (0, 1e9),
     "warmup": (0, 1),

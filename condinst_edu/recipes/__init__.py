@@ -12,6 +12,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-mask-rcnn": shapes.shapes_mask_rcnn,
     "folder-condinst": folder.folder_condinst,
     "bacteria-adaptis": bacteria.bacteria_adaptis,
+    "bacteria-adaptis-paper": bacteria.bacteria_adaptis_paper,
+    "bacteria-v2-adaptis-paper": bacteria.bacteria_v2_adaptis_paper,
+    "bacteria-mask-rcnn-paper": bacteria.bacteria_mask_rcnn_paper,
 }
 
 
