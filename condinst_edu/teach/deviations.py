@@ -246,7 +246,7 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
     },
     "condinst_edu.teach.references.share_normalisers": {
         l10.divide_by_own: (
-            "each its own count: a positive weighs more where there are few, and most in a process that has a single one"
+            "each its own count: a positive weighs more where there are few, most where it is the only one"
         ),
         l10.divide_by_total: (
             "the total, but gradients are averaged afterwards: they come out as many times too small as there are "
@@ -260,7 +260,7 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         l10.rates_from_zero: "a warm-up from 0: it begins at `factor` times the peak",
         l10.rates_one_step: "a tenth once, at the first milestone: each one divides the rate again",
         l10.rates_one_late: "strictly after the milestone: its iteration is the first with the lower rate",
-        l10.rates_not_scaled: "the rate for 16 images whatever the batch: too small steps with more, too large with fewer",
+        l10.rates_not_scaled: "the rate for 16 images, whatever the batch: too small a step for more, too large for fewer",
         l10.rates_by_root: (
             "scaled by the root of the batch, as is often done with Adam: for SGD the rate goes with the batch itself"
         ),

@@ -1,4 +1,4 @@
-"""What lesson 10 measures with: recipes side by side, the loader's speed, layers' types, gradients' sizes, a profile."""
+"""What lesson 10 measures with: recipes side by side, the loader's speed, types of layers, gradients, a profile."""
 
 import os
 import time

@@ -6,6 +6,7 @@ Process r writes FOLDER/r.pt: {kind: (losses by name, gradient (P,) of all param
 """
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -49,26 +50,36 @@ def one_step(kind: str) -> tuple[dict[str, float], Tensor]:
     share = slice(rank() * len(images) // world(), (rank() + 1) * len(images) // world())
     runner = share_gradients(model, "cpu")
     divide_by: Any = own_count if kind == "each its own count" else normaliser
-    fcos.normaliser = condinst.normaliser = divide_by  # type: ignore[attr-defined]
+    fcos.normaliser = condinst.normaliser = divide_by
     try:
         losses = runner(images[share], targets[share])
         sum(losses.values()).backward()
     finally:
-        fcos.normaliser = condinst.normaliser = normaliser  # type: ignore[attr-defined]
+        fcos.normaliser = condinst.normaliser = normaliser
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     return {name: float(loss.detach()) for name, loss in losses.items()}, gradient
 
 
 def start_two(folder: Path) -> tuple[str, list[dict[str, Any]]]:
-    """Run the command above; what the two processes print, and what each of them writes."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "condinst_edu.teach.two_processes", str(folder)]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"the two processes failed:\n{done.stderr}")
-    return done.stdout, [torch.load(folder / f"{r}.pt") for r in range(2)]
+    """Start this module in two processes and wait: what they print, and what each of them writes.
+
+    They get the variables that torchrun would set. Errors: RuntimeError with what a process that failed has written.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "condinst_edu.teach.two_processes", str(folder)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, env={**os.environ, **place, "RANK": str(r)}, **pipes) for r in range(2)]
+    try:
+        written = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    if any(process.returncode for process in processes):
+        raise RuntimeError("a process failed:\n" + "\n".join(errors for _, errors in written))
+    return "".join(printed for printed, _ in written), [torch.load(folder / f"{r}.pt") for r in range(2)]
 
 
 def main(folder: Path) -> None:

@@ -76,8 +76,8 @@ work = Path((keep := tempfile.TemporaryDirectory()).name)  # there until the ker
 small, large = (recipe.iterations * recipe.batch_size for recipe in (tiny, coco))
 factor = large * 720 * 960 / (small * 128 * 128)  # 480x640 at the mean short side
 days = read_card("condinst")["seconds"] * factor / 86400
-print(f"visits: {small} and {large}; {factor:.0f} times the pixels:")
-print(f"at the speed that the tiny model was trained with {days:.0f} days")
+print(f"visits: {small} and {large}; {factor:.0f} times the pixels")
+print(f"that many pixels at the speed of the tiny model's training: {days:.0f} days")
 loads = loader_rate(coco, work / "photos")  # drawn JPEG files of COCO's size
 print(f"one core loads {loads:.0f} images a second, here and now\n")
 for rate in (10, 30, 100):  # images a second that one GPU learns from: a guess
@@ -110,9 +110,10 @@ for rate in (10, 30, 100):  # images a second that one GPU learns from: a guess
 #
 # $N$ is known after one exchange of a number (`layers.losses.normaliser`).
 #
-# The first cell below does both with numbers. The second starts **two real processes** by `torchrun`. They find each
-# other and exchange gradients through gloo (on GPUs: NCCL). Each takes half of a batch of four images; the second gets
-# the poorer half, in which one image has no object at all. Batch norms keep their statistics.
+# The first cell below does both with numbers. The second starts **two real processes**, as `torchrun` does it: the
+# same program twice, with the number of each (`RANK`), how many there are (`WORLD_SIZE`), and an address to meet at.
+# They exchange gradients through gloo (on GPUs: NCCL). Each takes half of a batch of four images; the second gets the
+# poorer half, in which one image has no object at all. Batch norms keep their statistics.
 
 # %%
 from condinst_edu.datasets.batching import batch_indices, epoch_order
@@ -122,7 +123,8 @@ length, batch, iteration = 14, 4, 3  # the batch straddles two epochs
 whole = [epoch_order(p // length, length, seed=0)[p % length] for p in range(12, 16)]
 for world in (1, 2, 4):
     shares = [batch_indices(iteration, batch, length, 0, rank, world) for rank in range(world)]
-    same_as([int(i) for i in whole], sum(shares, []), name=f"the shares of {world}: {shares}")
+    joined = [image for part in shares for image in part]
+    same_as(joined, [int(i) for i in whole], name=f"the shares of {world}: {shares}")
 
 sums, counts = torch.tensor([60.0, 2.0, 0.0]), torch.tensor([30.0, 1.0, 0.0])  # of three processes
 one = sums.sum() / counts.sum()
@@ -181,8 +183,9 @@ for ax, (title, (a, b)) in zip(axes, panels.items(), strict=True):
     some = a.abs().argsort(descending=True)[:20000:10]
     ax.axline((0, 0), slope=1, color="0.7", linewidth=1)
     ax.scatter(a[some], b[some], s=3)
-    ax.set(xlim=(-0.1, 0.1), ylim=(-0.1, 0.1), xlabel="one process")
+    ax.set(xlim=(-0.1, 0.1), ylim=(-0.1, 0.1), xlabel="one process", xticks=(-0.05, 0, 0.05))
     ax.set_title(title, fontsize=9)
+axes[0].set_ylabel("shared")
 figure
 
 # %% [markdown]
@@ -307,7 +310,7 @@ figure
 # %% [markdown]
 # ## Look inside: a profile
 #
-# Where does a training step spend its time? `torch.profiler` writes down every operation with its *own* time, without
+# Where does a training step spend its time? (Here: three of them.) `torch.profiler` writes down every operation with its *own* time, without
 # what it calls. Read the table from the top.
 #
 # On a GPU there is a second question. Python only *orders* work there and runs ahead; wherever it needs a number back
@@ -321,7 +324,7 @@ figure
 from condinst_edu.teach.scaling import operations
 
 step(model, still, 5.0, images, targets)  # warms up
-rows = operations(lambda: step(model, still, 5.0, images, targets))
+rows = operations(lambda: [step(model, still, 5.0, images, targets) for _ in range(3)])
 total = sum(row.milliseconds for row in rows)
 for name, ms, calls in rows[:5]:
     print(f"{name:34} {ms:7.2f} ms {ms / total:6.1%} {calls:5} calls")
@@ -362,7 +365,7 @@ from condinst_edu.teach.tiny import ROOT
 short = replace(tiny, data=ROOT / "data/shapes", iterations=24, batch_size=2, save_every=4)
 command = [sys.executable, "-m", "condinst_edu.cli", "train", "shapes-condinst"]
 command += ["--data", str(short.data), "--out", str(work / "killed")]
-command += "--iterations 24 --batch-size 2 --save-every 4".split()
+command += ["--iterations", "24", "--batch-size", "2", "--save-every", "4"]
 one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
 child = subprocess.Popen(command, env=one_thread, stdout=subprocess.DEVNULL)
 while child.poll() is None and not (work / "killed/last.pt").exists():
@@ -437,7 +440,7 @@ begun = build_model(new.model, len(val.class_names), new.model_args).eval()
 begin_with(begun, checkpoint, val.class_names)
 old, start = load_tiny("condinst").model.state_dict(), begun.state_dict()
 print(f"{sum(torch.equal(old[name], start[name]) for name in old)} of {len(old)} tensors kept")
-image, panels = val[4][0] / 255, {}
+image, panels = val[8][0] / 255, {}
 for name, network in {"before training": begun, **trained}.items():
     ap = evaluate(network, val, progress=False)["mask"]["AP"]
     with torch.no_grad():

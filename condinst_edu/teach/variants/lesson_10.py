@@ -8,7 +8,9 @@ from condinst_edu.datasets.batching import batch_indices
 from condinst_edu.teach.references import learning_rates
 
 
-def share_of_nobody(iteration: int, batch_size: int, length: int, seed: int, rank: int = 0, world: int = 1) -> list[int]:
+def share_of_nobody(
+    iteration: int, batch_size: int, length: int, seed: int, rank: int = 0, world: int = 1
+) -> list[int]:
     return batch_indices(iteration, batch_size // world, length, seed)
 
 
