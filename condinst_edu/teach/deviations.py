@@ -260,7 +260,7 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         l10.rates_from_zero: "a warm-up from 0: it begins at `factor` times the peak",
         l10.rates_one_step: "a tenth once, at the first milestone: each one divides the rate again",
         l10.rates_one_late: "strictly after the milestone: its iteration is the first with the lower rate",
-        l10.rates_not_scaled: "the rate for 16 images, whatever the batch: too small a step for more, too large for fewer",
+        l10.rates_not_scaled: "the rate for 16 images, whatever the batch: too small for more of them, too large for fewer",
         l10.rates_by_root: (
             "scaled by the root of the batch, as is often done with Adam: for SGD the rate goes with the batch itself"
         ),
