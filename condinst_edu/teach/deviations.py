@@ -240,8 +240,8 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         ),
         l10.share_of_one_epoch: "the first epoch's order again in every epoch: the batches repeat",
         l10.share_in_turns: (
-            "every world-th image instead of a block: together it is the batch as well, but a run that goes on with "
-            "another number of processes is expected to share it in blocks"
+            "every world-th image instead of a block: together it is the same batch, and it would do as well, but it is "
+            "not what is asked"
         ),
     },
     "condinst_edu.teach.references.share_normalisers": {
@@ -260,7 +260,7 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         l10.rates_from_zero: "a warm-up from 0: it begins at `factor` times the peak",
         l10.rates_one_step: "a tenth once, at the first milestone: each one divides the rate again",
         l10.rates_one_late: "strictly after the milestone: its iteration is the first with the lower rate",
-        l10.rates_not_scaled: "the rate for 16 images, whatever the batch: too small for more of them, too large for fewer",
+        l10.rates_not_scaled: "the rate for 16 images, whatever the batch: too small for more, too large for fewer",
         l10.rates_by_root: (
             "scaled by the root of the batch, as is often done with Adam: for SGD the rate goes with the batch itself"
         ),

@@ -190,7 +190,7 @@ figure
 
 # %% [markdown]
 # **Its own count**: nothing crashes, and the losses look plausible. But the lone object of the second process weighs
-# as much as all twelve of the first. **Its own batch norm**: statistics of two images are not those of four. On GPUs
+# as much as all twelve of the first together. **Its own batch norm**: statistics of two images are not those of four. On GPUs
 # that hold two large images each they are poor as well; hence batch norms that are fixed (the paper's ResNets), group
 # norm (the heads), or SyncBN, which exchanges statistics (`sync_bn=True`, needs GPUs).
 #
@@ -274,6 +274,7 @@ for name, loss in losses.items():
 
 # %% [markdown]
 # Weights, their gradients and losses stay in float32, and so does the dynamic mask head: coordinates need the bits.
+# (On a GPU group norm does as well: the lists of operations differ.)
 # What is left of a loss is sums, and **sums** are where few bits hurt. The next cell adds 1 three thousand times, and
 # takes a mean of pixel numbers as a matrix product, as one might for a mass centre. (`mass_centers` multiplies and
 # sums instead, which autocast leaves in float32.)
