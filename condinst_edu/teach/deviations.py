@@ -240,8 +240,8 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         ),
         l10.share_of_one_epoch: "the first epoch's order again in every epoch: the batches repeat",
         l10.share_in_turns: (
-            "every world-th image instead of a block: together it is the same batch, and it would do as well, but it is "
-            "not what is asked"
+            "every world-th image instead of a block: together it is the same batch and would do as well, "
+            "but blocks are what is asked"
         ),
     },
     "condinst_edu.teach.references.share_normalisers": {
