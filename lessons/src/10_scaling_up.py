@@ -311,8 +311,8 @@ figure
 # %% [markdown]
 # ## Look inside: a profile
 #
-# Where does a training step spend its time? (Here: three of them.) `torch.profiler` writes down every operation with its *own* time, without
-# what it calls. Read the table from the top.
+# Where does a training step spend its time? `torch.profiler` writes down every operation with its *own* time, without
+# what it calls. Read the table, which is of three steps, from the top.
 #
 # On a GPU there is a second question. Python only *orders* work there and runs ahead; wherever it needs a number back
 # (`.item()`, `float(loss)`, `if x.any()`, `nonzero`, whose result's size depends on the data), it waits until the GPU
