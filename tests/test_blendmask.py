@@ -303,6 +303,7 @@ def test_bases_have_twice_the_finest_resolution(module: Any, levels: int) -> Non
 def test_basis_module_step_by_step() -> None:
     """Each level's convolution, bilinear to the finest level's size, the sum, the tower; no activation at the end."""
     bases: Any = BasisModule(6, channels=8, convs=2, norm="none").double()
+    torch.nn.init.constant_(bases.tower[4].bias, -0.2)  # so that some numbers are negative
     pyramid = [x.double() for x in pyramid_of([(9, 14), (5, 7), (3, 4)])]
     total = torch.zeros(2, 8, 9, 14, dtype=torch.float64)
     for x, block in zip(pyramid, bases.refine, strict=True):
