@@ -12,7 +12,9 @@ from urllib.error import URLError
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
+from condinst_edu.blendmask import BlendMask
 from condinst_edu.condinst import CondInst
+from condinst_edu.dr1mask import DR1Mask
 from condinst_edu.errors import UserError
 from condinst_edu.fcos import FCOS
 from condinst_edu.mask_rcnn import MaskRCNN
@@ -21,6 +23,8 @@ from condinst_edu.panoptic_models import panoptic_condinst
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "fcos": FCOS,
     "condinst": CondInst,
+    "blendmask": BlendMask,
+    "dr1mask": DR1Mask,
     "mask-rcnn": MaskRCNN,
     "panoptic-condinst": panoptic_condinst,
 }
@@ -30,7 +34,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 class Recipe:
     """Model, data, augmentation, optimisation; a named recipe is a function that returns one."""
 
-    model: Literal["fcos", "condinst", "mask-rcnn", "panoptic-condinst"] = "condinst"
+    model: Literal["fcos", "condinst", "blendmask", "dr1mask", "mask-rcnn", "panoptic-condinst"] = "condinst"
     """Which model."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of its constructor, but for num_classes, which the data decides."""
@@ -140,7 +144,7 @@ def build_model(model: str, num_classes: int, model_args: dict[str, Any]) -> nn.
 def check_model_args(model: str, model_args: dict[str, Any]) -> None:
     """UserError where an argument is no parameter of the model, or no number where the model has one."""
     known = dict(inspect.signature(MODELS[model]).parameters)
-    if model == "condinst":  # hands what it does not know itself to FCOS
+    if model in ("condinst", "blendmask", "dr1mask"):  # they hand what they do not know themselves to FCOS
         known = {**inspect.signature(FCOS).parameters, **known}
     if model == "panoptic-condinst":
         known = {**inspect.signature(FCOS).parameters, **inspect.signature(CondInst).parameters, **known}

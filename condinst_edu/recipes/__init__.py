@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 from condinst_edu.engine.recipe import Recipe
 from condinst_edu.errors import UserError
-from condinst_edu.recipes import cityscapes, coco, folder, panoptic, shapes
+from condinst_edu.recipes import cityscapes, coco, dr1mask, folder, panoptic, shapes
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-fcos": shapes.shapes_fcos,
     "shapes-condinst": shapes.shapes_condinst,
+    "shapes-blendmask": shapes.shapes_blendmask,
+    "shapes-dr1mask": shapes.shapes_dr1mask,
     "shapes-mask-rcnn": shapes.shapes_mask_rcnn,
     "shapes-panoptic-condinst": shapes.shapes_panoptic_condinst,
     "folder-condinst": folder.folder_condinst,
@@ -38,6 +40,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "cityscapes-condinst-r50-coco": cityscapes.cityscapes_condinst_r50_coco,
     "cityscapes-condinst-r50-coco-sem": cityscapes.cityscapes_condinst_r50_coco_sem,
     "cityscapes-condinst-dcn101-coco-sem": cityscapes.cityscapes_condinst_dcn101_coco_sem,
+    **dr1mask.RECIPES,
 }
 
 
@@ -50,6 +53,8 @@ def get_recipe(name: str) -> Recipe:
         from condinst_edu.recipes.ablations import ablation_recipe  # here: it reads rows that use the recipes
 
         return ablation_recipe(name)
+    if name.startswith("dr1mask:"):
+        return dr1mask.dr1mask_row(name)
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}: expected one of {', '.join(RECIPES)}")
     return RECIPES[name]()
