@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from condinst_edu.blendmask import BlendMask
 from condinst_edu.condinst import CondInst
 from condinst_edu.panoptic import PanopticModel, SemanticBranch
 
@@ -34,3 +35,32 @@ def panoptic_condinst(
     )
     semantic = SemanticBranch(channels, num_classes - num_things, **(branch or {}))
     return PanopticModel(instances, semantic, num_things, stride=2 ** levels[0], **(fusion or {}))
+
+
+def panoptic_blendmask(
+    num_classes: int = 133,
+    num_things: int = 80,
+    branch: Mapping[str, Any] | None = None,
+    fusion: Mapping[str, Any] | None = None,
+    channels: int = 256,
+    levels: Sequence[int] = (2, 3, 4, 5, 6, 7),
+    head_from: int | None = 3,
+    bases: Mapping[str, Any] | None = None,
+    **blendmask: Any,
+) -> PanopticModel:
+    """BlendMask with Panoptic-FPN's semantic branch on P2..P5, as the official code has it; instances from P3 on.
+
+    Arguments as of `panoptic_condinst`; bases: of BlendMask's basis module, which passes P2 over unless `first` says
+    otherwise. Stuff is learned at the image's pixels.
+    """
+    instances = BlendMask(
+        num_things,
+        bases={"first": 1, **(bases or {})},
+        channels=channels,
+        levels=levels,
+        head_from=head_from,
+        **blendmask,
+    )
+    semantic = SemanticBranch(channels, num_classes - num_things, **{"form": "sum", **(branch or {})})
+    options = {"stride": 2 ** levels[0], "loss_stride": 1, **(fusion or {})}
+    return PanopticModel(instances, semantic, num_things, **options)

@@ -12,6 +12,7 @@ from helpers import enliven, same, seeded
 from PIL import Image
 from torch import nn
 
+from condinst_edu.blendmask import BasisModule, BlendMask, DeepLabBases
 from condinst_edu.cli import run
 from condinst_edu.condinst import BottomBranch, CondInst
 from condinst_edu.datasets.coco_panoptic import PanopticDataset, PanopticFiles, PanopticWriter
@@ -149,6 +150,18 @@ def test_bottom_branch_can_pass_over_a_level() -> None:
     same(branch(pyramid), plain(pyramid[1:]))
     with pytest.raises(ValueError, match="takes 3 levels of 2"):
         CondInst(3, backbone="tiny", channels=16, levels=(3, 4, 5), ranges=(32, 64), bottom={"first": 1})
+
+
+@pytest.mark.parametrize("basis_module", ["proto", "deeplab"])
+def test_bases_can_pass_over_a_level(basis_module: Any) -> None:
+    torch.manual_seed(0)
+    modules: dict[str, Any] = {"proto": BasisModule, "deeplab": DeepLabBases}
+    module, plain = (modules[basis_module](6, 4, 2, 8, first=first).double().eval() for first in (1, 0))
+    plain.load_state_dict(module.state_dict())
+    pyramid = [torch.randn(1, 6, 32 >> i, 48 >> i, generator=seeded(i), dtype=torch.float64) for i in range(4)]
+    same(module(pyramid), plain(pyramid[1:]))
+    with pytest.raises(ValueError, match="the bases take 3 levels of 2"):
+        BlendMask(3, backbone="tiny", channels=16, levels=(3, 4, 5), ranges=(32, 64), bases={"first": 1})
 
 
 def test_full_size_model_is_that_of_the_paper() -> None:
