@@ -59,6 +59,36 @@ def absolute_coordinates(size: tuple[int, int], stride: int, device: torch.devic
     return (locations(size, stride, device).T / half[:, None] - 1).reshape(2, height, width)
 
 
+def coordconv(size: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    """Coordinate maps from -1 at the first column or row to 1 at the last, which a convolution is fed beside features.
+
+    size: (height, width) of the map. Returns (2, H, W) float32: x map, y map. Unlike `absolute_coordinates`, whose
+    [-1, 1] is from edge to edge, the middles of the outermost cells are at -1 and 1, as in the official SOLO.
+    Source: slides:solo-coordconv.
+    """
+    y, x = (torch.linspace(-1, 1, n, device=device) for n in size)
+    return torch.stack([x.expand(size), y[:, None].expand(size)])
+
+
+def relative_coordconv(
+    size: tuple[int, int], stride: int, points: Tensor, radius: float, distance: bool = False
+) -> Tensor:
+    """Coordinate maps with a point as the origin, in units of a radius, clipped to [-1, 1].
+
+    size: (height, width) of the map; stride in pixels; points (N, 2), (x, y) in pixels; radius in pixels. Returns
+    (N, 2, H, W): x map, y map; with `distance` a third one, the distance to the point (the official code has it; there
+    y comes first). Cell (i, j) stands for pixel (stride * j, stride * i) here, as in the official code and where the
+    receptive fields of a ResNet's cells have their middle.
+    Source: adaptis:relative-coordconv.
+    """
+    height, width = size
+    y, x = (stride * torch.arange(n, device=points.device, dtype=points.dtype) for n in (height, width))
+    dx = ((x - points[:, :1]) / radius)[:, None].expand(-1, height, -1)  # (N, H, W)
+    dy = ((y - points[:, 1:]) / radius)[:, :, None].expand(-1, -1, width)
+    maps = [dx, dy, torch.hypot(dx, dy)] if distance else [dx, dy]
+    return torch.stack(maps, dim=1).clamp(-1, 1)
+
+
 def mass_centers(masks: Tensor) -> Tensor:
     """Mass centres of masks: the mean pixel index of what they cover, which may lie off the mask (a ring's does).
 

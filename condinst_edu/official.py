@@ -29,9 +29,13 @@ from condinst_edu.condinst import CondInst
 from condinst_edu.engine.checkpoint import Trained, load_model, load_state, plain
 from condinst_edu.engine.recipe import Recipe, build_model
 from condinst_edu.errors import UserError
-from condinst_edu.official_names import OfficialModel, official_shapes
+from condinst_edu.official_names import OfficialDetector, official_shapes
+from condinst_edu.official_solo import TABLE as SOLO_TABLE
+from condinst_edu.official_solo import fetch_url, solo_recipe, solo_shapes
+from condinst_edu.solo import SOLO
 
 State = dict[str, Tensor]
+OfficialModel = OfficialDetector | SOLO
 
 TABLE = Path(__file__).with_name("official_models.tsv")
 
@@ -93,18 +97,25 @@ def official_models() -> tuple[Official, ...]:
 PANOPTIC = Official("BlendMask_Panoptic_R_50_1x", "BlendMask/Panoptic/R_50_1x.yaml", *[""] * 8)
 
 
+@functools.cache
+def solo_models() -> tuple[Official, ...]:
+    """mmdetection's SOLO models; their `repository` is a host and `file` a path there, their fps those of a V100."""
+    with SOLO_TABLE.open(newline="") as file:
+        return tuple(Official(**row) for row in csv.DictReader(file, delimiter="\t"))
+
+
 def find_official(name: str) -> Official:
     """The model of that name, alias or config path ("CondInst/MS_R_50_1x.yaml").
 
     Errors: UserError for an unknown name, with those that come near.
     """
-    wanted = name.removeprefix("configs/").removesuffix(".yaml")
+    wanted = name.removeprefix("configs/").removesuffix(".yaml").removesuffix(".py")
     known: dict[str, Official] = {}
-    for model in (*official_models(), PANOPTIC):
-        for key in (model.name, model.config.removesuffix(".yaml"), model.alias or model.name):
+    for model in (*official_models(), *solo_models(), PANOPTIC):
+        for key in (model.name, model.config.removesuffix(".yaml").removesuffix(".py"), model.alias or model.name):
             known[key] = model
     if wanted not in known:
-        names = [model.name for model in official_models()]
+        names = [model.name for model in (*official_models(), *solo_models())]
         near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.6)
         raise UserError(
             f"there is no official model {name!r}: "
@@ -122,6 +133,8 @@ REAL_TIME = {"levels": (3, 4, 5), "ranges": (64, 128)}
 
 def official_recipe(model: Official) -> Recipe:
     """The arguments with which our constructors make the official network, and the size it is evaluated at."""
+    if model in solo_models():
+        return solo_recipe(model.name)
     config = model.config.removesuffix(".yaml")
     args: dict[str, Any] = {"mean": MEAN, "std": (1 / 255,) * 3}
     if "DLA_34" in config:
@@ -183,7 +196,7 @@ def convert_state(state: Mapping[str, Any], model: OfficialModel, source: str, n
     """
     state = {re.sub(r"fcos_head\.centerness\.", "fcos_head.ctrness.", key): value for key, value in state.items()}
     state = {key: value for key, value in state.items() if not NO_WEIGHTS.search(key)}
-    shapes = official_shapes(model)
+    shapes = solo_shapes(model) if isinstance(model, SOLO) else official_shapes(model)
     problems = [f"{key} is missing" for key in shapes if key not in state]
     problems += [f"{key} is unexpected" for key in state if key not in shapes]
     for key, (_, shape) in shapes.items():
@@ -198,8 +211,9 @@ def convert_state(state: Mapping[str, Any], model: OfficialModel, source: str, n
     for key, (ours, _) in shapes.items():
         parts.setdefault(ours, []).append(state[key].float())
     tensors = {ours: part[0] if len(part) == 1 else torch.cat(part) for ours, part in parts.items()}
-    first = next(key for key in tensors if key.endswith(FIRST_LAYERS))
-    tensors[first] = tensors[first].flip(1)
+    if not isinstance(model, SOLO):
+        first = next(key for key in tensors if key.endswith(FIRST_LAYERS))
+        tensors[first] = tensors[first].flip(1)
     if isinstance(model, CondInst):
         inputs, width = model.mask_head.channels[:2]
         rows = torch.arange(width * inputs).view(width, inputs)[:, :2].flatten()  # layer 1's weights on x and y
@@ -309,7 +323,7 @@ NUMPY_NUMBERS: list[Any] = [
 
 
 def read_pth(path: Path) -> dict[str, Any]:
-    """The tensors of an official file, which has them under `model`; no code in it is run.
+    """The tensors of an official file, which has them under `model` or `state_dict`; no code in it is run.
 
     Errors: UserError for a file that is missing, damaged or holds more than tensors and plain data.
     """
@@ -320,17 +334,19 @@ def read_pth(path: Path) -> dict[str, Any]:
             data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path} cannot be read as tensors and plain data ({type(error).__name__})") from None
-    state = data.get("model", data) if isinstance(data, dict) else None
+    state = data.get("model", data.get("state_dict", data)) if isinstance(data, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(key, str) for key in state):
         raise UserError(f"{path} holds no weights: expected a dictionary of tensors under 'model'")
     return state
 
 
 def fetch(model: Official) -> Path:
-    """The published file, from the Hugging Face hub or its cache on this machine.
+    """The published file, from the Hugging Face hub or its cache on this machine; mmdetection's from its own host.
 
     The environment variable HF_ENDPOINT names another hub. Errors: UserError where it can be had from neither.
     """
+    if model in solo_models():
+        return fetch_url(model.repository + model.file)
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -369,5 +385,22 @@ def show_official() -> None:
     console.print(
         "Figures as published: COCO val2017; frames/s with one image at a time on a GTX 1080 Ti. Fetched from the "
         f"Hugging Face hub. Licence of these weights: the authors' ({licences}; BSD 2-clause for academic use).",
+        soft_wrap=True,
+    )
+    show_solo(console)
+
+
+def show_solo(console: Console) -> None:
+    """Print mmdetection's SOLO models, with the published figures."""
+    screen = Table(title="SOLO models of mmdetection: --weights official:NAME", title_justify="left")
+    screen.add_column("name", no_wrap=True)
+    for column in ("M parameters", "frames/s", "mask AP"):
+        screen.add_column(column, justify="right")
+    for model in solo_models():
+        screen.add_row(model.name, model.parameters, model.fps, model.mask_ap)
+    console.print(screen)
+    console.print(
+        "Figures as published: COCO val2017; frames/s with one image at a time on a V100. Fetched from "
+        f"{solo_models()[0].repository}. Licence of mmdetection: {solo_models()[0].licence}.",
         soft_wrap=True,
     )

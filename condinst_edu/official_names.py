@@ -13,7 +13,7 @@ from condinst_edu.fcos import FCOS
 from condinst_edu.layers.bifpn import BiFPN
 from condinst_edu.panoptic import PanopticModel
 
-OfficialModel = FCOS | CondInst | BlendMask | PanopticModel
+OfficialDetector = FCOS | CondInst | BlendMask | PanopticModel
 Renames = list[tuple[str, str | Callable[[re.Match[str]], str]]]
 
 # What BlendMask has beside its detector; applied before the others.
@@ -80,7 +80,7 @@ def fusion(match: re.Match[str]) -> str:
     return f"f{level}_{level}_{7 + level}" if level == 4 else f"f{level}_{level}_{8 - level}_{7 + level}"
 
 
-def official_shapes(model: OfficialModel) -> dict[str, tuple[str, tuple[int, ...]]]:
+def official_shapes(model: OfficialDetector) -> dict[str, tuple[str, tuple[int, ...]]]:
     """All weights of a model: {official name: (our name, shape)}; each level's scale is a tensor there."""
     instances: Any = model.instances if isinstance(model, PanopticModel) else model
     fcos: FCOS = instances if isinstance(instances, FCOS) else instances.fcos

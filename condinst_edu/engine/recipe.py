@@ -12,6 +12,7 @@ from urllib.error import URLError
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
+from condinst_edu.adaptis import AdaptIS
 from condinst_edu.blendmask import BlendMask
 from condinst_edu.condinst import CondInst
 from condinst_edu.dr1mask import DR1Mask
@@ -19,12 +20,16 @@ from condinst_edu.errors import UserError
 from condinst_edu.fcos import FCOS
 from condinst_edu.mask_rcnn import MaskRCNN
 from condinst_edu.panoptic_models import panoptic_blendmask, panoptic_condinst
+from condinst_edu.solo import SOLO, DecoupledSOLO
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "fcos": FCOS,
     "condinst": CondInst,
     "blendmask": BlendMask,
     "dr1mask": DR1Mask,
+    "solo": SOLO,
+    "decoupled-solo": DecoupledSOLO,
+    "adaptis": AdaptIS,
     "mask-rcnn": MaskRCNN,
     "panoptic-condinst": panoptic_condinst,
     "panoptic-blendmask": panoptic_blendmask,
@@ -44,7 +49,16 @@ class Recipe:
     """Model, data, augmentation, optimisation; a named recipe is a function that returns one."""
 
     model: Literal[
-        "fcos", "condinst", "blendmask", "dr1mask", "mask-rcnn", "panoptic-condinst", "panoptic-blendmask"
+        "fcos",
+        "condinst",
+        "blendmask",
+        "dr1mask",
+        "solo",
+        "decoupled-solo",
+        "adaptis",
+        "mask-rcnn",
+        "panoptic-condinst",
+        "panoptic-blendmask",
     ] = "condinst"
     """Which model."""
     model_args: dict[str, Any] = field(default_factory=dict)
@@ -66,6 +80,8 @@ class Recipe:
     """Folder of the training images' panoptic PNGs, where train_json is a panoptic file."""
     val_panoptic: str | None = None
     """The same of the held-out images."""
+    drawn: Literal["none", "bacteria", "bacteria-v2"] = "none"
+    """Images that are drawn when they are asked for, in place of the folder and its annotations."""
     cache: bool = False
     """Keep decoded images in memory (for sets that fit)."""
     skip_missing: bool = False
@@ -103,7 +119,9 @@ class Recipe:
     lr: float = 0.01
     """Peak learning rate."""
     momentum: float = 0.9
-    """Of SGD; AdamW takes it as its first beta, with 0.99 as its second."""
+    """Of SGD; AdamW takes it as its first beta."""
+    beta2: float = 0.99
+    """Second beta of AdamW; without weight decay it is Adam."""
     weight_decay: float = 1e-4
     """On all parameters but those of normalisation layers."""
     clip: float = 0.0
@@ -181,6 +199,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "accumulate": (1, 1e5),
     "lr": (0, 1e9),
     "momentum": (0, 0.9999),
+    "beta2": (0, 0.999999),
     "weight_decay": (0, 1e3),
     "clip": (0, 1e9),
     "warmup": (0, 1),

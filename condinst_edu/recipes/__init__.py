@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from condinst_edu.engine.recipe import Recipe
 from condinst_edu.errors import UserError
-from condinst_edu.recipes import cityscapes, coco, dr1mask, folder, panoptic, shapes
+from condinst_edu.recipes import bacteria, cityscapes, coco, coco_solo, dr1mask, folder, panoptic, shapes
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-fcos": shapes.shapes_fcos,
@@ -14,6 +14,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-mask-rcnn": shapes.shapes_mask_rcnn,
     "shapes-panoptic-condinst": shapes.shapes_panoptic_condinst,
     "folder-condinst": folder.folder_condinst,
+    "shapes-solo": shapes.shapes_solo,
+    "shapes-decoupled-solo": shapes.shapes_decoupled_solo,
     "coco-fcos-r50-1x": coco.coco_fcos_r50_1x,
     "coco-condinst-r50-1x": coco.coco_condinst_r50_1x,
     "coco-condinst-r50-1x-800": coco.coco_condinst_r50_1x_800,
@@ -41,6 +43,17 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "cityscapes-condinst-r50-coco-sem": cityscapes.cityscapes_condinst_r50_coco_sem,
     "cityscapes-condinst-dcn101-coco-sem": cityscapes.cityscapes_condinst_dcn101_coco_sem,
     **dr1mask.RECIPES,
+    "coco-solo-r50-1x": coco_solo.coco_solo_r50_1x,
+    "coco-solo-r50-3x": coco_solo.coco_solo_r50_3x,
+    "coco-solo-r101-3x": coco_solo.coco_solo_r101_3x,
+    "coco-decoupled-solo-r50-1x": coco_solo.coco_decoupled_solo_r50_1x,
+    "coco-decoupled-solo-r50-3x": coco_solo.coco_decoupled_solo_r50_3x,
+    "coco-decoupled-solo-r101-3x": coco_solo.coco_decoupled_solo_r101_3x,
+    "coco-decoupled-solo-light-r50-3x": coco_solo.coco_decoupled_solo_light_r50_3x,
+    "bacteria-adaptis": bacteria.bacteria_adaptis,
+    "bacteria-adaptis-paper": bacteria.bacteria_adaptis_paper,
+    "bacteria-v2-adaptis-paper": bacteria.bacteria_v2_adaptis_paper,
+    "bacteria-mask-rcnn-paper": bacteria.bacteria_mask_rcnn_paper,
 }
 
 

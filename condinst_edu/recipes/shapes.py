@@ -112,3 +112,22 @@ def shapes_mask_rcnn() -> Recipe:
     shared = ("backbone", "backbone_options", "channels", "score_threshold")
     model_args = {key: value for key, value in tiny_model().items() if key in shared}
     return dataclasses.replace(shapes_fcos(), model="mask-rcnn", model_args=model_args, iterations=1500, lr=3e-3)
+
+
+def shapes_solo() -> Recipe:
+    """Tiny SOLO: grids of 16 and 8 cells for the smaller and the larger shapes, masks at strides 2 and 4."""
+    shared = ("backbone", "backbone_options", "channels")
+    model_args = {
+        **{key: value for key, value in tiny_model().items() if key in shared},
+        "levels": (2, 3),
+        "strides": (4, 8),
+        "grids": (16, 8),
+        "ranges": ((1, 36), (28, 128)),
+        "head": {"convs": 3, "channels": 48},
+    }
+    return dataclasses.replace(shapes_fcos(), model="solo", model_args=model_args, iterations=1000)
+
+
+def shapes_decoupled_solo() -> Recipe:
+    """Tiny Decoupled SOLO: a map for each row and each column in place of one for each cell."""
+    return dataclasses.replace(shapes_solo(), model="decoupled-solo")
