@@ -19,7 +19,7 @@ from condinst_edu.dr1mask import DR1Mask
 from condinst_edu.errors import UserError
 from condinst_edu.fcos import FCOS
 from condinst_edu.mask_rcnn import MaskRCNN
-from condinst_edu.panoptic_models import panoptic_blendmask, panoptic_condinst
+from condinst_edu.panoptic_models import panoptic_blendmask, panoptic_condinst, panoptic_dr1mask
 from condinst_edu.solo import SOLO, DecoupledSOLO
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -33,6 +33,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mask-rcnn": MaskRCNN,
     "panoptic-condinst": panoptic_condinst,
     "panoptic-blendmask": panoptic_blendmask,
+    "panoptic-dr1mask": panoptic_dr1mask,
 }
 # Those that hand arguments which they do not know on to other constructors.
 PASSES_ON: dict[str, tuple[Callable[..., nn.Module], ...]] = {
@@ -41,6 +42,7 @@ PASSES_ON: dict[str, tuple[Callable[..., nn.Module], ...]] = {
     "dr1mask": (FCOS,),
     "panoptic-condinst": (FCOS, CondInst),
     "panoptic-blendmask": (FCOS, BlendMask),
+    "panoptic-dr1mask": (FCOS, DR1Mask),
 }
 
 
@@ -59,6 +61,7 @@ class Recipe:
         "mask-rcnn",
         "panoptic-condinst",
         "panoptic-blendmask",
+        "panoptic-dr1mask",
     ] = "condinst"
     """Which model."""
     model_args: dict[str, Any] = field(default_factory=dict)
