@@ -248,7 +248,7 @@ ATTENTION = {"vector": VectorAttention, "full": FullAttention, "factored": Facto
 def panoptic_targets(target: Target, stride: int, size: Size, num_stuff: int) -> Tensor:
     """The right channel of the panoptic logits for each cell: (*size) int64, -1 where there is none.
 
-    target: `stuff` (H, W), classes of stuff from 1, 0 or less for none, and masks (M, H, W), the smallest of which counts.
+    target: `stuff` (H, W), classes of stuff from 1, none where it is less; masks (M, H, W), the smallest counts.
     """
     result = torch.full(size, -1, dtype=torch.int64, device=target["masks"].device)
     things = torch.arange(1, len(target["masks"]) + 1, device=result.device)
