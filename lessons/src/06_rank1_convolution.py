@@ -208,7 +208,7 @@ for name, seconds in times.items():
 
 # %% [markdown] tags=["instructor"]
 # minutes: 4
-# "Adds almost no computation" is true of Eq. 4 and not of Eq. 5, which makes its inputs. Papers count what is new.
+# "Very computationally efficient" is true of Eq. 4, and less so of Eq. 5, which makes its inputs.
 
 # %% [markdown]
 # ## Look inside: DR1Basis, an inverted pyramid
