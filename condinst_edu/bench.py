@@ -6,6 +6,7 @@
     condinst-edu bench inference            beside torchvision's Mask R-CNN and FCOS
     condinst-edu bench instances            time against the number of instances, beside Mask R-CNN
     condinst-edu bench training             the same in training, made for a GPU
+    condinst-edu bench solo                 memory and time of SOLO and Decoupled SOLO
     condinst-edu bench loader               training samples a second, beside torchvision's transforms
     condinst-edu bench evaluation           encoding and scoring of 100 masks an image
 
@@ -45,7 +46,9 @@ class Bench:
     """Compare the fast forms of a step with the plain ones, on this machine."""
 
     name: Annotated[
-        Literal["mask-head", "targets", "instances", "inference", "training", "loader", "evaluation", "lessons"],
+        Literal[
+            "mask-head", "targets", "instances", "inference", "training", "solo", "loader", "evaluation", "lessons"
+        ],
         tyro.conf.Positional,
     ]
     """mask-head: the dynamic mask head in inference and training, and the way from its logits to binary masks.
@@ -53,6 +56,7 @@ class Bench:
     instances: CondInst and Mask R-CNN at several numbers of instances.
     inference: CondInst and FCOS beside torchvision's Mask R-CNN and FCOS, from an image to its results.
     training: a training step and inference of CondInst beside torchvision's Mask R-CNN, made for a GPU.
+    solo: memory and time of SOLO, Decoupled SOLO and its light form, with ResNet-50.
     loader: reading and augmenting of COCO-like images, beside torchvision's v2 transforms.
     evaluation: encoding and scoring of 100 masks an image.
     lessons: how long each notebook takes, beside its budget."""
@@ -66,11 +70,11 @@ class Bench:
     """Of "instances": how many there are in the image."""
     size: tuple[int, int] = (480, 640)
     """Of "instances": height and width of the image that the full-size models see; the tiny ones see 128x128.
-    Of "inference": those of the image, which is enlarged to a short side of 800 pixels. Of "training": of all."""
+    Of "inference": those of the image, which is enlarged to a short side of 800 pixels. "training", "solo": of all."""
     device: str = "cpu"
     """Of "training": where to run, cpu or cuda."""
     batch: int = 2
-    """Of "training": images of a step."""
+    """Of "training" and "solo": images of a step."""
     images: int = 200
     """Of "loader" and "evaluation": how many images each run takes."""
 
