@@ -35,3 +35,12 @@ def fold_coordinates(weight: Tensor, bias: Tensor, centers: Tensor, scales: Tens
     """
     folded = weight / scales[:, None, None]
     return folded, bias - (folded @ centers[:, :, None]).squeeze(-1)
+
+
+def decoupled_masks(columns: Tensor, rows: Tensor, k: Tensor) -> Tensor:
+    """Masks (N, H, W), as probabilities, of cells k (N,) of a grid: the product of a row's and a column's.
+
+    columns, rows (S, H, W): mask logits. `DecoupledHead.cell_masks` is the same for a batch.
+    Source: slides:decoupled-solo.
+    """
+    return columns[k % len(columns)].sigmoid() * rows[k // len(columns)].sigmoid()
