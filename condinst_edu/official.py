@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from condinst_edu.blendmask import BlendMask
 from condinst_edu.condinst import CondInst
 from condinst_edu.engine.checkpoint import Trained, load_model, load_state, plain
 from condinst_edu.engine.recipe import Recipe, build_model
@@ -36,6 +37,7 @@ from condinst_edu.official_solo import fetch_url, solo_recipe, solo_shapes
 from condinst_edu.solo import SOLO
 
 State = dict[str, Tensor]
+OfficialModel = FCOS | CondInst | BlendMask | SOLO
 
 TABLE = Path(__file__).with_name("official_models.tsv")
 
@@ -75,7 +77,7 @@ class Official(NamedTuple):
 
 @functools.cache
 def official_models() -> tuple[Official, ...]:
-    """All rows of the table, those of BlendMask too, which do not load yet."""
+    """All rows of the table: FCOS, CondInst, BlendMask."""
     with TABLE.open(newline="") as file:
         return tuple(Official(**row) for row in csv.DictReader(file, delimiter="\t"))
 
@@ -87,15 +89,10 @@ def solo_models() -> tuple[Official, ...]:
         return tuple(Official(**row) for row in csv.DictReader(file, delimiter="\t"))
 
 
-def loads(model: Official) -> bool:
-    """Whether this version has the model."""
-    return not model.name.startswith("BlendMask")
-
-
 def find_official(name: str) -> Official:
     """The model of that name, alias or config path ("CondInst/MS_R_50_1x.yaml").
 
-    Errors: UserError for an unknown name, with those that come near, and for a model that is not here yet.
+    Errors: UserError for an unknown name, with those that come near.
     """
     wanted = name.removeprefix("configs/").removesuffix(".yaml").removesuffix(".py")
     known: dict[str, Official] = {}
@@ -103,14 +100,12 @@ def find_official(name: str) -> Official:
         for key in (model.name, model.config.removesuffix(".yaml").removesuffix(".py"), model.alias or model.name):
             known[key] = model
     if wanted not in known:
-        names = [model.name for model in (*official_models(), *solo_models()) if loads(model)]
-        near = difflib.get_close_matches(wanted, [key for key in known if loads(known[key])], n=3, cutoff=0.6)
+        names = [model.name for model in (*official_models(), *solo_models())]
+        near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.6)
         raise UserError(
             f"there is no official model {name!r}: "
             + (f"near are {', '.join(near)}" if near else f"choose from {', '.join(names)}")
         )
-    if not loads(known[wanted]):
-        raise UserError(f"{name} is a BlendMask, which comes with a later version of condinst_edu")
     return known[wanted]
 
 
@@ -138,12 +133,35 @@ def official_recipe(model: Official) -> Recipe:
         # All positive locations are trained, up to 500 (there: of a GPU, here: of an image).
         args |= {"sampling": "random", "mask_limit": 500, "semantic": config.endswith("_sem")}
         return Recipe("condinst", args)
+    if config.startswith("BlendMask"):
+        return blendmask_recipe(config, args)
     if "_RT/" not in config:
         return Recipe("fcos", args)
     head: dict[str, Any] = {"shared_towers": "shared_towers" in config}
     if "bn_head" in config:
         head["norm"] = "bn_per_level"
     return Recipe("fcos", {**args, **REAL_TIME, "head": head}, test_short_side=512, max_size=736)
+
+
+def blendmask_recipe(config: str, args: dict[str, Any]) -> Recipe:
+    """BlendMask of a config path, on what `official_recipe` says of all models; the quick ones share a short tower."""
+    size: dict[str, Any] = {}
+    options = args.get("backbone_options", {})
+    if "dcni3" in config:
+        options |= {"deformable": (3, 4, 5), "deformable_interval": 3}
+    if "550" in config:
+        args |= {"levels": (3, 4, 5, 6), "ranges": (64, 128, 256)}
+        size = {"test_short_side": 550, "max_size": 916}
+    elif "syncbn" in config:
+        options |= {"frozen_stages": 0}
+        args |= REAL_TIME
+        size = {"test_short_side": 512, "max_size": 736}
+    if "550" in config or "RT_" in config:
+        head: dict[str, Any] = {"shared_towers": True, "tower_convs": 3}
+        args |= {"bases": {"convs": 2}, "head": head}
+        if "bn-head" in config:
+            head["norm"] = "bn_per_level"
+    return Recipe("blendmask", args, **size)
 
 
 # What official files hold beside weights: constants, counters of steps, and a layer of DLA-34 that is never applied.
@@ -154,7 +172,7 @@ CLASSIFIERS = re.compile(r"(^|\.)(head\.class_logits|semantic\.2)\.")  # our nam
 FIRST_LAYERS = ("backbone.stem.0.weight", "backbone.body.base_layer.0.weight")
 
 
-def convert_state(state: Mapping[str, Any], model: FCOS | CondInst | SOLO, source: str, name: str) -> State:
+def convert_state(state: Mapping[str, Any], model: OfficialModel, source: str, name: str) -> State:
     """Our state dict from an official one; `model` tells what is needed, and gives what official files may lack.
 
     Errors: UserError names every tensor that is missing, unexpected or of another shape.
@@ -191,12 +209,10 @@ def convert_state(state: Mapping[str, Any], model: FCOS | CondInst | SOLO, sourc
 # ------------------------------------------------------------------------------------------------------------- loading
 
 
-def load_official(
-    name: str, checkpoint: str | Path | None = None, num_classes: int | None = None
-) -> FCOS | CondInst | SOLO:
+def load_official(name: str, checkpoint: str | Path | None = None, num_classes: int | None = None) -> OfficialModel:
     """The official model of that name, in eval mode; see `open_official`."""
     model = open_official(name, checkpoint, num_classes).model
-    assert isinstance(model, FCOS | CondInst | SOLO)
+    assert isinstance(model, OfficialModel)
     return model
 
 
@@ -221,7 +237,7 @@ def open_official(name: str, checkpoint: str | Path | None = None, num_classes: 
         model, ids, names = trained.model, trained.category_ids, trained.class_names
     else:
         model = build_model(recipe.model, len(COCO), recipe.model_args)
-        assert isinstance(model, FCOS | CondInst | SOLO)
+        assert isinstance(model, OfficialModel)
         model.load_state_dict(convert_state(read_pth(path), model, str(path), official.name))
     if num_classes is None:
         return Trained(model.eval(), ids, names, plain(recipe))
@@ -334,12 +350,12 @@ def fetch(model: Official) -> Path:
 
 
 def show_official() -> None:
-    """Print the models that load, with the published figures."""
+    """Print the models, with the published figures."""
     screen = Table(title="The authors' models: --weights official:NAME", title_justify="left")
     screen.add_column("name", no_wrap=True)
     for column in ("M parameters", "frames/s", "box AP", "mask AP"):
         screen.add_column(column, justify="right")
-    for model in filter(loads, official_models()):
+    for model in official_models():
         screen.add_row(model.alias or model.name, model.parameters, model.fps, model.box_ap, model.mask_ap)
     console = Console()
     console.print(screen)

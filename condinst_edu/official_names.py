@@ -6,12 +6,20 @@ In the patterns, BODY, HEAD and PASS stand for prefixes that come last.
 import re
 from collections.abc import Callable
 
+from condinst_edu.blendmask import BlendMask
 from condinst_edu.condinst import CondInst
 from condinst_edu.fcos import FCOS
 from condinst_edu.layers.bifpn import BiFPN
 
 Renames = list[tuple[str, str | Callable[[re.Match[str]], str]]]
 
+# What BlendMask has beside its detector; applied before the others.
+BLENDMASK_RENAMES: Renames = [
+    (r"^bases\.", "basis_module."),
+    (r"^semantic\.([01])\.(\d)\.", lambda m: f"basis_module.seg_head.{3 * int(m[1]) + int(m[2])}."),
+    (r"^semantic\.2\.", "basis_module.seg_head.6."),
+    (r"^fcos\.head\.top\.", "top_layer."),
+]
 # From our names to the official ones; all patterns that match are applied, in this order.
 RENAMES: Renames = [
     (r"^fcos\.", ""),
@@ -20,6 +28,7 @@ RENAMES: Renames = [
     (r"^backbone\.body\.", "BODY."),  # timm's names in DLA-34 are the official ones
     (r"^backbone\.stages\.(\d)\.", lambda m: f"BODY.res{int(m[1]) + 2}."),
     (r"(\.res\d\.\d+)\.bn(\d)\.", r"\1.conv\2.norm."),
+    (r"\.conv2\.offset\.", ".conv2_offset."),
     (r"\.downsample\.0\.", ".shortcut."),
     (r"\.downsample\.1\.", ".shortcut.norm."),
     (r"^head\.(class|box)_tower\.(\d)\.(\d)\.", lambda m: f"HEAD.{m[1]}_tower.{3 * int(m[2]) + int(m[3])}."),
@@ -62,10 +71,11 @@ def fusion(match: re.Match[str]) -> str:
     return f"f{level}_{level}_{7 + level}" if level == 4 else f"f{level}_{level}_{8 - level}_{7 + level}"
 
 
-def official_shapes(model: FCOS | CondInst) -> dict[str, tuple[str, tuple[int, ...]]]:
+def official_shapes(model: FCOS | CondInst | BlendMask) -> dict[str, tuple[str, tuple[int, ...]]]:
     """All weights of a model: {official name: (our name, shape)}; each level's scale is a tensor there."""
-    fcos = model.fcos if isinstance(model, CondInst) else model
-    renames = [*RENAMES, *(BIFPN_RENAMES if isinstance(fcos.fpn, BiFPN) else FPN_RENAMES)]
+    fcos = model if isinstance(model, FCOS) else model.fcos
+    renames = [*(BLENDMASK_RENAMES if isinstance(model, BlendMask) else []), *RENAMES]
+    renames += BIFPN_RENAMES if isinstance(fcos.fpn, BiFPN) else FPN_RENAMES
     if fcos.head.shared_towers:
         renames.append((r"\.bbox_tower\.", ".share_tower."))
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,18 +12,26 @@ from urllib.error import URLError
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
+from condinst_edu.adaptis import AdaptIS
+from condinst_edu.blendmask import BlendMask
 from condinst_edu.condinst import CondInst
+from condinst_edu.dr1mask import DR1Mask
 from condinst_edu.errors import UserError
 from condinst_edu.fcos import FCOS
 from condinst_edu.mask_rcnn import MaskRCNN
+from condinst_edu.panoptic_models import panoptic_condinst
 from condinst_edu.solo import SOLO, DecoupledSOLO
 
-MODELS = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "fcos": FCOS,
     "condinst": CondInst,
-    "mask-rcnn": MaskRCNN,
+    "blendmask": BlendMask,
+    "dr1mask": DR1Mask,
     "solo": SOLO,
     "decoupled-solo": DecoupledSOLO,
+    "adaptis": AdaptIS,
+    "mask-rcnn": MaskRCNN,
+    "panoptic-condinst": panoptic_condinst,
 }
 
 
@@ -30,7 +39,17 @@ MODELS = {
 class Recipe:
     """Model, data, augmentation, optimisation; a named recipe is a function that returns one."""
 
-    model: Literal["fcos", "condinst", "mask-rcnn", "solo", "decoupled-solo"] = "condinst"
+    model: Literal[
+        "fcos",
+        "condinst",
+        "blendmask",
+        "dr1mask",
+        "solo",
+        "decoupled-solo",
+        "adaptis",
+        "mask-rcnn",
+        "panoptic-condinst",
+    ] = "condinst"
     """Which model."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of its constructor, but for num_classes, which the data decides."""
@@ -38,7 +57,7 @@ class Recipe:
     """Trained weights to begin with: a model.safetensors or official:NAME; the network is then theirs."""
 
     data: Path = Path("data/coco")
-    """Folder that the next four are relative to."""
+    """Folder that the next six are relative to."""
     train_images: str = "train2017"
     """Folder of the training images."""
     train_json: str = "annotations/instances_train2017.json"
@@ -47,6 +66,12 @@ class Recipe:
     """Folder of the held-out images."""
     val_json: str = "annotations/instances_val2017.json"
     """COCO annotations of the held-out images."""
+    train_panoptic: str | None = None
+    """Folder of the training images' panoptic PNGs, where train_json is a panoptic file."""
+    val_panoptic: str | None = None
+    """The same of the held-out images."""
+    drawn: Literal["none", "bacteria", "bacteria-v2"] = "none"
+    """Images that are drawn when they are asked for, in place of the folder and its annotations."""
     cache: bool = False
     """Keep decoded images in memory (for sets that fit)."""
     skip_missing: bool = False
@@ -84,7 +109,9 @@ class Recipe:
     lr: float = 0.01
     """Peak learning rate."""
     momentum: float = 0.9
-    """Of SGD; AdamW takes it as its first beta, with 0.99 as its second."""
+    """Of SGD; AdamW takes it as its first beta."""
+    beta2: float = 0.99
+    """Second beta of AdamW; without weight decay it is Adam."""
     weight_decay: float = 1e-4
     """On all parameters but those of normalisation layers."""
     clip: float = 0.0
@@ -136,9 +163,11 @@ def build_model(model: str, num_classes: int, model_args: dict[str, Any]) -> nn.
 def check_model_args(model: str, model_args: dict[str, Any]) -> None:
     """UserError where an argument is no parameter of the model, or no number where the model has one."""
     known = dict(inspect.signature(MODELS[model]).parameters)
-    if model == "condinst":  # hands what it does not know itself to FCOS
+    if model in ("condinst", "blendmask", "dr1mask"):  # they hand what they do not know themselves to FCOS
         known = {**inspect.signature(FCOS).parameters, **known}
-    known = {name: p for name, p in known.items() if name not in ("num_classes", "fcos")}
+    if model == "panoptic-condinst":
+        known = {**inspect.signature(FCOS).parameters, **inspect.signature(CondInst).parameters, **known}
+    known = {name: p for name, p in known.items() if name not in ("num_classes", "fcos", "condinst")}
     for name, value in model_args.items():
         if name not in known:
             raise UserError(f"{model} has no argument {name!r}; it has {', '.join(sorted(known))}")
@@ -163,6 +192,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "accumulate": (1, 1e5),
     "lr": (0, 1e9),
     "momentum": (0, 0.9999),
+    "beta2": (0, 0.999999),
     "weight_decay": (0, 1e3),
     "clip": (0, 1e9),
     "warmup": (0, 1),
