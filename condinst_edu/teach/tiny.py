@@ -67,16 +67,9 @@ TINY = {
     "condinst-factor1": Tiny("masks not upsampled", "shapes-condinst", ("factor=1",)),
     "condinst-factor4": Tiny("masks upsampled by 4", "shapes-condinst", ("factor=4",)),
     "mask-rcnn": Tiny("Mask R-CNN", "shapes-mask-rcnn", iterations=1500),
-    "solo": Tiny("SOLO", "shapes-solo", iterations=2000),
-    "solo-no-coordconv": Tiny("SOLO without CoordConv", "shapes-solo", ("head.coordinates=False",), iterations=2000),
-    "decoupled-solo": Tiny("Decoupled SOLO", "shapes-decoupled-solo", iterations=2000),
-    "solo-coarse": Tiny("SOLO with grids of 6 and 4 cells a side", "shapes-solo", ("grids=(6,4)",), iterations=2000),
-    "solo-one-level": Tiny(
-        "SOLO on one level",
-        "shapes-solo",
-        ("levels=(2,)", "strides=(4,)", "grids=(12,)", "ranges=((1,128),)"),
-        iterations=2000,
-    ),
+    "solo": Tiny("SOLO", "shapes-solo", iterations=1500),
+    "solo-no-coordconv": Tiny("SOLO without CoordConv", "shapes-solo", ("head.coordinates=False",), iterations=1500),
+    "decoupled-solo": Tiny("Decoupled SOLO", "shapes-decoupled-solo", iterations=1500),
 }
 
 
