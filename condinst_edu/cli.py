@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,13 +109,11 @@ def demo(arguments: list[str]) -> None:
 
 
 def train(arguments: list[str]) -> None:
-    from condinst_edu.engine.recipe import Recipe, override_model
-    from condinst_edu.recipes import RECIPES, get_recipe
+    from condinst_edu.engine.recipe import Recipe, adopt_model, override_model
+    from condinst_edu.recipes import get_recipe
 
     if not arguments or arguments[0] in ("-h", "--help", "--list"):
-        print("usage: condinst-edu train RECIPE --out DIR [options]     (train RECIPE --help tells the options)\n")
-        for name, function in RECIPES.items():
-            print(f"  {name:18} {function.__doc__}")
+        train_list(arguments[1:])
         return
 
     @dataclass(frozen=True)
@@ -132,13 +130,13 @@ def train(arguments: list[str]) -> None:
         """Where to train: cpu, cuda, cuda:1, ..."""
 
     recipe = get_recipe(arguments[0])
-    default = Train(**values_of(recipe), out=Path("runs") / arguments[0])
+    default = Train(**values_of(recipe), out=Path("runs") / arguments[0].replace(":", "-"))
     options = parse(Train, f"train {arguments[0]}", arguments[1:], default)
     recipe = Recipe(**{f.name: getattr(options, f.name) for f in fields(Recipe)})
     if recipe.start is not None:
         from condinst_edu.official import model_of
 
-        recipe = replace(recipe, **model_of(recipe.start))
+        recipe = adopt_model(recipe, **model_of(recipe.start))
     recipe = override_model(recipe, options.set)
     from condinst_edu.engine import evaluate
     from condinst_edu.engine.distributed import join_processes, rank
@@ -153,12 +151,31 @@ def train(arguments: list[str]) -> None:
             model,
             held_out,
             short_side=recipe.test_short_side,
-            max_size=recipe.max_size,
+            max_size=recipe.test_max_size or recipe.max_size,
             device=device,
             workers=recipe.workers,
         )
         if rank() == 0:
             evaluate.report(scores, options.out / "result.json")
+
+
+def train_list(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class List:
+        """All recipes: condinst-edu train RECIPE --out DIR [options] trains one, and its --help tells its options."""
+
+        images_per_second: float | None = None
+        """Of training, of all GPUs together: tells the hours that each recipe takes at this speed."""
+        memory: bool = False
+        """Count the memory that each recipe's network takes on one of eight GPUs."""
+
+    options = parse(List, "train --list", arguments)
+    from condinst_edu.recipes.listing import show_recipes
+
+    if options.images_per_second is not None and not options.images_per_second > 0:
+        raise UserError(f"--images-per-second is positive, not {options.images_per_second}")
+    print("usage: condinst-edu train RECIPE --out DIR [options]     (train RECIPE --help tells the options)\n")
+    show_recipes(options.images_per_second, options.memory)
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -203,7 +220,7 @@ def evaluate(arguments: list[str]) -> None:
         trained.model,
         dataset,
         short_side=recipe["test_short_side"] if options.short_side is None else options.short_side,
-        max_size=recipe["max_size"],
+        max_size=recipe["test_max_size"] or recipe["max_size"],
         device=device,
     )
     evaluate.report(scores, options.out)

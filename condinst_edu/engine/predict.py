@@ -58,7 +58,7 @@ def predict(trained: Trained, images: Sequence[Path], out: Path, min_score: floa
 @torch.inference_mode()
 def detect(model: torch.nn.Module, image: Tensor, recipe: dict[str, Any], device: str = "cpu") -> dict[str, Tensor]:
     """Detections of a photograph (3, H, W) uint8, in its own pixels, at the size that the recipe evaluates at."""
-    resized = eval_image(image, recipe["test_short_side"], recipe["max_size"])
+    resized = eval_image(image, recipe["test_short_side"], recipe["test_max_size"] or recipe["max_size"])
     size = (image.shape[1], image.shape[2])
     return {key: value.cpu() for key, value in model([resized.to(device)], output_sizes=[size])[0].items()}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.error import URLError
 
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
 from condinst_edu.blendmask import BlendMask
@@ -28,7 +29,7 @@ class Recipe:
     model_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of its constructor, but for num_classes, which the data decides."""
     start: str | None = None
-    """Trained weights to begin with: a model.safetensors or official:NAME; the model is then theirs."""
+    """Trained weights to begin with: a model.safetensors or official:NAME; the network is then theirs."""
 
     data: Path = Path("data/coco")
     """Folder that the next four are relative to."""
@@ -53,6 +54,8 @@ class Recipe:
     """Short side in pixels in evaluation; None keeps each image as it is."""
     max_size: int = 1333
     """Longest long side in pixels."""
+    test_max_size: int | None = None
+    """The same in evaluation, where it is another one."""
     flip: float = 0.5
     """Probability of mirroring a training image left to right."""
     vertical_flip: float = 0.0
@@ -112,10 +115,13 @@ def build_model(model: str, num_classes: int, model_args: dict[str, Any]) -> nn.
     check_model_args(model, model_args)
     try:
         return MODELS[model](num_classes=num_classes, **model_args)
-    except URLError as error:
+    except (URLError, LocalEntryNotFoundError) as error:  # torchvision's weights, timm's
+        reason, option = "the Hugging Face hub cannot be reached", "pretrained=False"
+        if isinstance(error, URLError):
+            reason, option = str(error.reason), "weights=None"
         raise UserError(
-            f"the backbone's pre-trained weights cannot be fetched ({error.reason}); "
-            "--set backbone_options.weights=None starts from random ones"
+            f"the backbone's pre-trained weights cannot be fetched ({reason}); "
+            f"--set backbone_options.{option} starts from random ones"
         ) from None
     except Exception as error:  # arguments go as far as torch and timm, which raise all kinds
         raise UserError(f"the model {model} cannot be built with these arguments: {error}") from None
@@ -143,6 +149,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "workers": (0, 1024),
     "test_short_side": (1, 1e5),
     "max_size": (1, 1e5),
+    "test_max_size": (1, 1e5),
     "flip": (0, 1),
     "vertical_flip": (0, 1),
     "iterations": (1, 1e9),
@@ -171,6 +178,17 @@ def check_recipe(recipe: Recipe) -> None:
             raise UserError(f"{name} is between {low:g} and {high:g}, not {value}")
     if any(side < 1 for side in recipe.short_sides):
         raise UserError(f"short_sides are pixels, at least 1 each, not {recipe.short_sides}")
+
+
+# Model arguments that no weight depends on: how finely masks are drawn, and which locations are trained.
+AROUND_WEIGHTS = ("factor", "sampling", "mask_limit")
+
+
+def adopt_model(recipe: Recipe, model: str, model_args: dict[str, Any]) -> Recipe:
+    """The recipe with the model of trained weights, but for what it says itself of `AROUND_WEIGHTS`."""
+    own = {name: recipe.model_args[name] for name in AROUND_WEIGHTS if name in recipe.model_args}
+    changes: dict[str, Any] = {"model": model, "model_args": {**model_args, **own}}
+    return dataclasses.replace(recipe, **changes)
 
 
 def override_model(recipe: Recipe, settings: tuple[str, ...]) -> Recipe:

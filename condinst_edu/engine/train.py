@@ -160,7 +160,7 @@ def score(state: TrainState, held_out: CocoDataset, out: Path) -> dict[str, floa
         state.result,
         held_out,
         short_side=recipe.test_short_side,
-        max_size=recipe.max_size,
+        max_size=recipe.test_max_size or recipe.max_size,
         device=state.device,
         progress=False,
         workers=recipe.workers,

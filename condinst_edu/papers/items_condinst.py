@@ -141,9 +141,24 @@ ITEMS = (
         symbols=("condinst_edu.condinst.mask_nms",),
         miniature=True,
     ),
-    Item(id="condinst:table-6", title="Comparison on COCO: backbones, schedules, semantic task", section="3.6"),
-    Item(id="condinst:table-7", title="Real-time models: DLA-34, shared towers", section="3.7"),
-    Item(id="condinst:table-8", title="Cityscapes", section="3.8"),
+    Item(
+        id="condinst:table-6",
+        title="Comparison on COCO: backbones, schedules, semantic task",
+        section="3.6",
+        symbols=("condinst_edu.recipes.coco.coco", "condinst_edu.layers.bifpn.BiFPN"),
+    ),
+    Item(
+        id="condinst:table-7",
+        title="Real-time models: DLA-34, shared towers",
+        section="3.7",
+        symbols=("condinst_edu.recipes.coco.real_time",),
+    ),
+    Item(
+        id="condinst:table-8",
+        title="Cityscapes",
+        section="3.8",
+        symbols=("condinst_edu.recipes.cityscapes.cityscapes",),
+    ),
     Item(id="condinst:table-9", title="Panoptic segmentation on COCO", section="3.9"),
     Item(
         id="condinst-eccv:mask-branch",
@@ -205,5 +220,10 @@ ITEMS = (
         section="3.5",
         symbols=("condinst_edu.condinst.mask_nms",),
     ),
-    Item(id="condinst-eccv:table-6", title="Comparison on COCO", section="3.6"),
+    Item(
+        id="condinst-eccv:table-6",
+        title="Comparison on COCO",
+        section="3.6",
+        symbols=("condinst_edu.recipes.coco.coco_condinst_eccv_r50_1x",),
+    ),
 )
