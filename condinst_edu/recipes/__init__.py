@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from condinst_edu.engine.recipe import Recipe
 from condinst_edu.errors import UserError
-from condinst_edu.recipes import cityscapes, coco, folder, shapes
+from condinst_edu.recipes import cityscapes, coco, coco_blendmask, folder, shapes
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-fcos": shapes.shapes_fcos,
@@ -29,6 +29,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "coco-condinst-rt-dla34-4x": coco.coco_condinst_rt_dla34_4x,
     "coco-condinst-rt-dla34-4x-shtw": coco.coco_condinst_rt_dla34_4x_shtw,
     "coco-condinst-rt-r50-4x-shtw": coco.coco_condinst_rt_r50_4x_shtw,
+    "coco-blendmask-r50-1x": coco_blendmask.coco_blendmask_r50_1x,
+    "coco-blendmask-r50-3x": coco_blendmask.coco_blendmask_r50_3x,
+    "coco-blendmask-r101-3x": coco_blendmask.coco_blendmask_r101_3x,
+    "coco-blendmask-550-r50-3x": coco_blendmask.coco_blendmask_550_r50_3x,
+    "coco-blendmask-rt-r50-4x-shtw": coco_blendmask.coco_blendmask_rt_r50_4x_shtw,
     "cityscapes-condinst-r50": cityscapes.cityscapes_condinst_r50,
     "cityscapes-condinst-r50-sem": cityscapes.cityscapes_condinst_r50_sem,
     "cityscapes-condinst-r50-coco": cityscapes.cityscapes_condinst_r50_coco,

@@ -44,8 +44,11 @@ def blends_of(model: BlendMask, image: Tensor) -> list[Blend]:
     found, clipped = found.pick(keep), clipped[keep]
     crops = crop_bases(model.bases(pyramid), [found.boxes], model.stride, model.size)
     attention = model.attention_at(points, outputs, 0, found.location)
-    rows = zip(found.boxes, clipped, found.labels.tolist(), found.scores.tolist(), crops, attention, strict=True)
-    return [blended(*row, size=size) for row in rows]
+    labels, scores = found.labels.tolist(), found.scores.tolist()
+    return [
+        blended(found.boxes[i], clipped[i], labels[i], scores[i], crops[i], attention[i], size)
+        for i in range(len(labels))
+    ]
 
 
 def blended(
