@@ -22,7 +22,7 @@ USAGE = """usage: condinst-edu COMMAND [options]     (condinst-edu COMMAND --hel
 
   demo       write shapes, train a tiny CondInst on this machine, score it, draw what it sees
   train      train a recipe:       condinst-edu train shapes-condinst --data DIR --out DIR
-  evaluate   box and mask AP of trained weights on held-out images
+  evaluate   box and mask AP of trained weights on held-out images, or panoptic quality
   predict    segment photographs:  condinst-edu predict PHOTO... --weights FILE --out DIR
   convert    the authors' checkpoint into ours:  condinst-edu convert FILE.pth --config NAME --out FILE.safetensors
   data       write shapes, download COCO, check a folder:  condinst-edu data shapes --out DIR
@@ -181,7 +181,7 @@ def train_list(arguments: list[str]) -> None:
 def evaluate(arguments: list[str]) -> None:
     @dataclass(frozen=True)
     class Evaluate:
-        """Box and mask AP of trained weights."""
+        """Box and mask AP of trained weights, or panoptic quality."""
 
         weights: Positional[Path]
         """A model.safetensors, or official:NAME for one of the authors' models (condinst-edu weights lists them)."""
@@ -191,6 +191,10 @@ def evaluate(arguments: list[str]) -> None:
         """Folder of the images, relative to the data; the recipe's held-out ones by default."""
         annotations: str | None = None
         """COCO annotations, relative to the data; the recipe's held-out ones by default."""
+        panoptic: bool = False
+        """PQ, SQ and RQ of things and stuff; --annotations is then a panoptic file."""
+        segments: str | None = None
+        """Folder of its PNGs, relative to the data; the recipe's, or the annotations' name without .json."""
         short_side: int | None = None
         """Short side in pixels; the recipe's by default."""
         device: str = "cpu"
@@ -200,7 +204,9 @@ def evaluate(arguments: list[str]) -> None:
 
     options = parse(Evaluate, "evaluate", arguments)
     from condinst_edu.datasets.coco import CocoDataset
+    from condinst_edu.datasets.coco_panoptic import PanopticDataset
     from condinst_edu.engine import evaluate
+    from condinst_edu.engine.panoptic import require_panoptic
     from condinst_edu.official import open_weights
 
     device = check_device(options.device)
@@ -211,11 +217,17 @@ def evaluate(arguments: list[str]) -> None:
     trained = open_weights(options.weights)
     recipe = trained.recipe
     data = options.data or Path(recipe["data"])
-    dataset = CocoDataset(
-        data / (options.images or recipe["val_images"]),
-        data / (options.annotations or recipe["val_json"]),
-        category_ids=trained.category_ids,
-    )
+    images, annotations = data / (options.images or recipe["val_images"]), options.annotations or recipe["val_json"]
+    dataset: CocoDataset
+    if options.panoptic:
+        require_panoptic(trained.model)
+        segments = options.segments or (None if options.annotations else recipe["val_panoptic"])
+        folder = data / segments if segments else None
+        dataset = PanopticDataset(images, data / annotations, folder, category_ids=trained.category_ids)
+    elif recipe["val_panoptic"] and not options.annotations:
+        raise UserError(f"{annotations} is a panoptic file: --panoptic scores it, or --annotations names instances")
+    else:
+        dataset = CocoDataset(images, data / annotations, category_ids=trained.category_ids)
     scores = evaluate.evaluate(
         trained.model,
         dataset,
@@ -239,6 +251,8 @@ def predict(arguments: list[str]) -> None:
         """Folder for the pictures and results.json."""
         min_score: float = 0.3
         """Draw what scores at least this."""
+        panoptic: bool = False
+        """Things and stuff of every pixel: pictures, panoptic.json and panoptic/*.png as COCO has them."""
         device: str = "cpu"
         """Where to run: cpu, cuda, cuda:1, ..."""
 
@@ -249,7 +263,8 @@ def predict(arguments: list[str]) -> None:
     device = check_device(options.device)
     if not options.images:
         raise UserError("predict needs at least one image")
-    written = run_prediction(open_weights(options.weights), options.images, options.out, options.min_score, device)
+    trained = open_weights(options.weights)
+    written = run_prediction(trained, options.images, options.out, options.min_score, device, options.panoptic)
     print(f"Pictures and {written.name} are in {options.out}")
 
 

@@ -59,6 +59,17 @@ def absolute_coordinates(size: tuple[int, int], stride: int, device: torch.devic
     return (locations(size, stride, device).T / half[:, None] - 1).reshape(2, height, width)
 
 
+def coordconv(size: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    """Coordinate maps from -1 at the first column or row to 1 at the last, which a convolution is fed beside features.
+
+    size: (height, width) of the map. Returns (2, H, W) float32: x map, y map. Unlike `absolute_coordinates`, whose
+    [-1, 1] is from edge to edge, the middles of the outermost cells are at -1 and 1, as in the official SOLO.
+    Source: slides:solo-coordconv.
+    """
+    y, x = (torch.linspace(-1, 1, n, device=device) for n in size)
+    return torch.stack([x.expand(size), y[:, None].expand(size)])
+
+
 def mass_centers(masks: Tensor) -> Tensor:
     """Mass centres of masks: the mean pixel index of what they cover, which may lie off the mask (a ring's does).
 

@@ -32,8 +32,12 @@ from condinst_edu.engine.recipe import Recipe, build_model
 from condinst_edu.errors import UserError
 from condinst_edu.fcos import FCOS
 from condinst_edu.official_names import official_shapes
+from condinst_edu.official_solo import TABLE as SOLO_TABLE
+from condinst_edu.official_solo import fetch_url, solo_recipe, solo_shapes
+from condinst_edu.solo import SOLO
 
 State = dict[str, Tensor]
+OfficialModel = FCOS | CondInst | BlendMask | SOLO
 
 TABLE = Path(__file__).with_name("official_models.tsv")
 
@@ -78,18 +82,25 @@ def official_models() -> tuple[Official, ...]:
         return tuple(Official(**row) for row in csv.DictReader(file, delimiter="\t"))
 
 
+@functools.cache
+def solo_models() -> tuple[Official, ...]:
+    """mmdetection's SOLO models; their `repository` is a host and `file` a path there, their fps those of a V100."""
+    with SOLO_TABLE.open(newline="") as file:
+        return tuple(Official(**row) for row in csv.DictReader(file, delimiter="\t"))
+
+
 def find_official(name: str) -> Official:
     """The model of that name, alias or config path ("CondInst/MS_R_50_1x.yaml").
 
     Errors: UserError for an unknown name, with those that come near.
     """
-    wanted = name.removeprefix("configs/").removesuffix(".yaml")
+    wanted = name.removeprefix("configs/").removesuffix(".yaml").removesuffix(".py")
     known: dict[str, Official] = {}
-    for model in official_models():
-        for key in (model.name, model.config.removesuffix(".yaml"), model.alias or model.name):
+    for model in (*official_models(), *solo_models()):
+        for key in (model.name, model.config.removesuffix(".yaml").removesuffix(".py"), model.alias or model.name):
             known[key] = model
     if wanted not in known:
-        names = [model.name for model in official_models()]
+        names = [model.name for model in (*official_models(), *solo_models())]
         near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.6)
         raise UserError(
             f"there is no official model {name!r}: "
@@ -107,6 +118,8 @@ REAL_TIME = {"levels": (3, 4, 5), "ranges": (64, 128)}
 
 def official_recipe(model: Official) -> Recipe:
     """The arguments with which our constructors make the official network, and the size it is evaluated at."""
+    if model in solo_models():
+        return solo_recipe(model.name)
     config = model.config.removesuffix(".yaml")
     args: dict[str, Any] = {"mean": MEAN, "std": (1 / 255,) * 3}
     if "DLA_34" in config:
@@ -159,14 +172,14 @@ CLASSIFIERS = re.compile(r"(^|\.)(head\.class_logits|semantic\.2)\.")  # our nam
 FIRST_LAYERS = ("backbone.stem.0.weight", "backbone.body.base_layer.0.weight")
 
 
-def convert_state(state: Mapping[str, Any], model: FCOS | CondInst | BlendMask, source: str, name: str) -> State:
+def convert_state(state: Mapping[str, Any], model: OfficialModel, source: str, name: str) -> State:
     """Our state dict from an official one; `model` tells what is needed, and gives what official files may lack.
 
     Errors: UserError names every tensor that is missing, unexpected or of another shape.
     """
     state = {re.sub(r"fcos_head\.centerness\.", "fcos_head.ctrness.", key): value for key, value in state.items()}
     state = {key: value for key, value in state.items() if not NO_WEIGHTS.search(key)}
-    shapes = official_shapes(model)
+    shapes = solo_shapes(model) if isinstance(model, SOLO) else official_shapes(model)
     problems = [f"{key} is missing" for key in shapes if key not in state]
     problems += [f"{key} is unexpected" for key in state if key not in shapes]
     for key, (_, shape) in shapes.items():
@@ -181,8 +194,9 @@ def convert_state(state: Mapping[str, Any], model: FCOS | CondInst | BlendMask, 
     for key, (ours, _) in shapes.items():
         parts.setdefault(ours, []).append(state[key].float())
     tensors = {ours: part[0] if len(part) == 1 else torch.cat(part) for ours, part in parts.items()}
-    first = next(key for key in tensors if key.endswith(FIRST_LAYERS))
-    tensors[first] = tensors[first].flip(1)
+    if not isinstance(model, SOLO):
+        first = next(key for key in tensors if key.endswith(FIRST_LAYERS))
+        tensors[first] = tensors[first].flip(1)
     if isinstance(model, CondInst):
         inputs, width = model.mask_head.channels[:2]
         rows = torch.arange(width * inputs).view(width, inputs)[:, :2].flatten()  # layer 1's weights on x and y
@@ -195,12 +209,10 @@ def convert_state(state: Mapping[str, Any], model: FCOS | CondInst | BlendMask, 
 # ------------------------------------------------------------------------------------------------------------- loading
 
 
-def load_official(
-    name: str, checkpoint: str | Path | None = None, num_classes: int | None = None
-) -> FCOS | CondInst | BlendMask:
+def load_official(name: str, checkpoint: str | Path | None = None, num_classes: int | None = None) -> OfficialModel:
     """The official model of that name, in eval mode; see `open_official`."""
     model = open_official(name, checkpoint, num_classes).model
-    assert isinstance(model, FCOS | CondInst | BlendMask)
+    assert isinstance(model, OfficialModel)
     return model
 
 
@@ -225,7 +237,7 @@ def open_official(name: str, checkpoint: str | Path | None = None, num_classes: 
         model, ids, names = trained.model, trained.category_ids, trained.class_names
     else:
         model = build_model(recipe.model, len(COCO), recipe.model_args)
-        assert isinstance(model, FCOS | CondInst | BlendMask)
+        assert isinstance(model, OfficialModel)
         model.load_state_dict(convert_state(read_pth(path), model, str(path), official.name))
     if num_classes is None:
         return Trained(model.eval(), ids, names, plain(recipe))
@@ -291,7 +303,7 @@ NUMPY_NUMBERS: list[Any] = [
 
 
 def read_pth(path: Path) -> dict[str, Any]:
-    """The tensors of an official file, which has them under `model`; no code in it is run.
+    """The tensors of an official file, which has them under `model` or `state_dict`; no code in it is run.
 
     Errors: UserError for a file that is missing, damaged or holds more than tensors and plain data.
     """
@@ -302,17 +314,19 @@ def read_pth(path: Path) -> dict[str, Any]:
             data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path} cannot be read as tensors and plain data ({type(error).__name__})") from None
-    state = data.get("model", data) if isinstance(data, dict) else None
+    state = data.get("model", data.get("state_dict", data)) if isinstance(data, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(key, str) for key in state):
         raise UserError(f"{path} holds no weights: expected a dictionary of tensors under 'model'")
     return state
 
 
 def fetch(model: Official) -> Path:
-    """The published file, from the Hugging Face hub or its cache on this machine.
+    """The published file, from the Hugging Face hub or its cache on this machine; mmdetection's from its own host.
 
     The environment variable HF_ENDPOINT names another hub. Errors: UserError where it can be had from neither.
     """
+    if model in solo_models():
+        return fetch_url(model.repository + model.file)
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -349,5 +363,22 @@ def show_official() -> None:
     console.print(
         "Figures as published: COCO val2017; frames/s with one image at a time on a GTX 1080 Ti. Fetched from the "
         f"Hugging Face hub. Licence of these weights: the authors' ({licences}; BSD 2-clause for academic use).",
+        soft_wrap=True,
+    )
+    show_solo(console)
+
+
+def show_solo(console: Console) -> None:
+    """Print mmdetection's SOLO models, with the published figures."""
+    screen = Table(title="SOLO models of mmdetection: --weights official:NAME", title_justify="left")
+    screen.add_column("name", no_wrap=True)
+    for column in ("M parameters", "frames/s", "mask AP"):
+        screen.add_column(column, justify="right")
+    for model in solo_models():
+        screen.add_row(model.name, model.parameters, model.fps, model.mask_ap)
+    console.print(screen)
+    console.print(
+        "Figures as published: COCO val2017; frames/s with one image at a time on a V100. Fetched from "
+        f"{solo_models()[0].repository}. Licence of mmdetection: {solo_models()[0].licence}.",
         soft_wrap=True,
     )

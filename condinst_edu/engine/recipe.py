@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,18 +14,32 @@ from torch import nn
 
 from condinst_edu.blendmask import BlendMask
 from condinst_edu.condinst import CondInst
+from condinst_edu.dr1mask import DR1Mask
 from condinst_edu.errors import UserError
 from condinst_edu.fcos import FCOS
 from condinst_edu.mask_rcnn import MaskRCNN
+from condinst_edu.panoptic_models import panoptic_condinst
+from condinst_edu.solo import SOLO, DecoupledSOLO
 
-MODELS = {"fcos": FCOS, "condinst": CondInst, "blendmask": BlendMask, "mask-rcnn": MaskRCNN}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "fcos": FCOS,
+    "condinst": CondInst,
+    "blendmask": BlendMask,
+    "dr1mask": DR1Mask,
+    "solo": SOLO,
+    "decoupled-solo": DecoupledSOLO,
+    "mask-rcnn": MaskRCNN,
+    "panoptic-condinst": panoptic_condinst,
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Model, data, augmentation, optimisation; a named recipe is a function that returns one."""
 
-    model: Literal["fcos", "condinst", "blendmask", "mask-rcnn"] = "condinst"
+    model: Literal[
+        "fcos", "condinst", "blendmask", "dr1mask", "solo", "decoupled-solo", "mask-rcnn", "panoptic-condinst"
+    ] = "condinst"
     """Which model."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of its constructor, but for num_classes, which the data decides."""
@@ -32,7 +47,7 @@ class Recipe:
     """Trained weights to begin with: a model.safetensors or official:NAME; the network is then theirs."""
 
     data: Path = Path("data/coco")
-    """Folder that the next four are relative to."""
+    """Folder that the next six are relative to."""
     train_images: str = "train2017"
     """Folder of the training images."""
     train_json: str = "annotations/instances_train2017.json"
@@ -41,6 +56,10 @@ class Recipe:
     """Folder of the held-out images."""
     val_json: str = "annotations/instances_val2017.json"
     """COCO annotations of the held-out images."""
+    train_panoptic: str | None = None
+    """Folder of the training images' panoptic PNGs, where train_json is a panoptic file."""
+    val_panoptic: str | None = None
+    """The same of the held-out images."""
     cache: bool = False
     """Keep decoded images in memory (for sets that fit)."""
     skip_missing: bool = False
@@ -130,9 +149,11 @@ def build_model(model: str, num_classes: int, model_args: dict[str, Any]) -> nn.
 def check_model_args(model: str, model_args: dict[str, Any]) -> None:
     """UserError where an argument is no parameter of the model, or no number where the model has one."""
     known = dict(inspect.signature(MODELS[model]).parameters)
-    if model in ("condinst", "blendmask"):  # they hand what they do not know themselves to FCOS
+    if model in ("condinst", "blendmask", "dr1mask"):  # they hand what they do not know themselves to FCOS
         known = {**inspect.signature(FCOS).parameters, **known}
-    known = {name: p for name, p in known.items() if name not in ("num_classes", "fcos")}
+    if model == "panoptic-condinst":
+        known = {**inspect.signature(FCOS).parameters, **inspect.signature(CondInst).parameters, **known}
+    known = {name: p for name, p in known.items() if name not in ("num_classes", "fcos", "condinst")}
     for name, value in model_args.items():
         if name not in known:
             raise UserError(f"{model} has no argument {name!r}; it has {', '.join(sorted(known))}")

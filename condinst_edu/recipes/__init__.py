@@ -4,14 +4,18 @@ from collections.abc import Callable
 
 from condinst_edu.engine.recipe import Recipe
 from condinst_edu.errors import UserError
-from condinst_edu.recipes import cityscapes, coco, coco_blendmask, folder, shapes
+from condinst_edu.recipes import cityscapes, coco, coco_blendmask, coco_solo, dr1mask, folder, panoptic, shapes
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-fcos": shapes.shapes_fcos,
     "shapes-condinst": shapes.shapes_condinst,
     "shapes-blendmask": shapes.shapes_blendmask,
+    "shapes-dr1mask": shapes.shapes_dr1mask,
     "shapes-mask-rcnn": shapes.shapes_mask_rcnn,
+    "shapes-panoptic-condinst": shapes.shapes_panoptic_condinst,
     "folder-condinst": folder.folder_condinst,
+    "shapes-solo": shapes.shapes_solo,
+    "shapes-decoupled-solo": shapes.shapes_decoupled_solo,
     "coco-fcos-r50-1x": coco.coco_fcos_r50_1x,
     "coco-condinst-r50-1x": coco.coco_condinst_r50_1x,
     "coco-condinst-r50-1x-800": coco.coco_condinst_r50_1x_800,
@@ -34,11 +38,23 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "coco-blendmask-r101-3x": coco_blendmask.coco_blendmask_r101_3x,
     "coco-blendmask-550-r50-3x": coco_blendmask.coco_blendmask_550_r50_3x,
     "coco-blendmask-rt-r50-4x-shtw": coco_blendmask.coco_blendmask_rt_r50_4x_shtw,
+    "coco-panoptic-condinst-r50-1x": panoptic.coco_panoptic_condinst_r50_1x,
+    "coco-panoptic-condinst-r50-3x": panoptic.coco_panoptic_condinst_r50_3x,
+    "coco-panoptic-condinst-r101-3x": panoptic.coco_panoptic_condinst_r101_3x,
+    "coco-panoptic-condinst-dcn101-3x": panoptic.coco_panoptic_condinst_dcn101_3x,
     "cityscapes-condinst-r50": cityscapes.cityscapes_condinst_r50,
     "cityscapes-condinst-r50-sem": cityscapes.cityscapes_condinst_r50_sem,
     "cityscapes-condinst-r50-coco": cityscapes.cityscapes_condinst_r50_coco,
     "cityscapes-condinst-r50-coco-sem": cityscapes.cityscapes_condinst_r50_coco_sem,
     "cityscapes-condinst-dcn101-coco-sem": cityscapes.cityscapes_condinst_dcn101_coco_sem,
+    **dr1mask.RECIPES,
+    "coco-solo-r50-1x": coco_solo.coco_solo_r50_1x,
+    "coco-solo-r50-3x": coco_solo.coco_solo_r50_3x,
+    "coco-solo-r101-3x": coco_solo.coco_solo_r101_3x,
+    "coco-decoupled-solo-r50-1x": coco_solo.coco_decoupled_solo_r50_1x,
+    "coco-decoupled-solo-r50-3x": coco_solo.coco_decoupled_solo_r50_3x,
+    "coco-decoupled-solo-r101-3x": coco_solo.coco_decoupled_solo_r101_3x,
+    "coco-decoupled-solo-light-r50-3x": coco_solo.coco_decoupled_solo_light_r50_3x,
 }
 
 
@@ -51,6 +67,8 @@ def get_recipe(name: str) -> Recipe:
         from condinst_edu.recipes.ablations import ablation_recipe  # here: it reads rows that use the recipes
 
         return ablation_recipe(name)
+    if name.startswith("dr1mask:"):
+        return dr1mask.dr1mask_row(name)
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}: expected one of {', '.join(RECIPES)}")
     return RECIPES[name]()

@@ -20,6 +20,7 @@ from condinst_edu.datasets.download import COCO
 from condinst_edu.engine.recipe import Recipe, build_model
 from condinst_edu.fcos import FCOS
 from condinst_edu.official import find_official
+from condinst_edu.panoptic import PanopticModel
 from condinst_edu.papers import TABLES
 from condinst_edu.papers.forms import Cell, cell_text
 from condinst_edu.progress import progress_bar
@@ -54,6 +55,11 @@ def table_8(backbone: str, data: str, sem: bool = False) -> Published:
     return Published("condinst:table-8", {"method": method, "backbone": backbone, "data": data}, column="AP val")
 
 
+def table_9(backbone: str, length: str) -> Published:
+    where: dict[str, Cell] = {"method": "CondInst", "backbone": backbone, "schedule": length}
+    return Published("condinst:table-9", where, column="PQ")
+
+
 FIRST_VERSION: dict[str, Cell] = {"method": "CondInst", "backbone": "R-50-FPN", "schedule": "1x", "augmented": True}
 PUBLISHED = {
     "coco-fcos-r50-1x": Published(official="FCOS_R_50_1x"),
@@ -78,6 +84,10 @@ PUBLISHED = {
     "coco-blendmask-r101-3x": Published(official="BlendMask_R_101_3x"),
     "coco-blendmask-550-r50-3x": Published(official="BlendMask_550_R_50_3x"),
     "coco-blendmask-rt-r50-4x-shtw": Published(official="BlendMask_RT_R_50_4x_syncbn_shtw"),
+    "coco-panoptic-condinst-r50-1x": table_9("R-50-FPN", "1x"),
+    "coco-panoptic-condinst-r50-3x": table_9("R-50-FPN", "3x"),
+    "coco-panoptic-condinst-r101-3x": table_9("R-101-FPN", "3x"),
+    "coco-panoptic-condinst-dcn101-3x": table_9("DCN-101-FPN", "3x"),
     "cityscapes-condinst-r50": table_8("ResNet-50-FPN", "train"),
     "cityscapes-condinst-r50-sem": table_8("ResNet-50-FPN", "train", sem=True),
     "cityscapes-condinst-r50-coco": table_8("ResNet-50-FPN", "train+COCO"),
@@ -87,6 +97,7 @@ PUBLISHED = {
 GROUPS = {  # by the beginning of their names
     "shapes-": "Generated shapes: minutes on a laptop",
     "folder-": "A COCO-format folder of your own",
+    "coco-panoptic-": "COCO 2017, things and stuff. Paper: PQ, test-dev",
     "coco-": "COCO 2017. Paper: mask AP, test-dev; authors: box / mask AP of their model, val2017",
     "cityscapes-": "Cityscapes, fine annotations. Paper: mask AP, val",
 }
@@ -126,7 +137,7 @@ def recipe_facts(name: str, images_per_second: float | None = None, memory: bool
     facts |= {"schedule": schedule, "images": f"{visits / 1e6:.3g} M"}
     if images_per_second is not None:
         facts["hours"] = f"{visits / images_per_second / 3600:.3g}"
-    if memory and name in PUBLISHED and recipe.model in ("fcos", "condinst", "blendmask"):
+    if memory and name in PUBLISHED and recipe.model in ("fcos", "condinst", "blendmask", "panoptic-condinst"):
         facts["GB"] = f"{network_memory(recipe) / 2**30:.1f}"
     return facts
 
@@ -189,21 +200,25 @@ def network_memory(recipe: Recipe, gpus: int = GPUS) -> int:
     The pass is counted on torch's "meta" device, which computes nothing: float32, images of the recipe's largest size.
     """
     with torch.device("meta"):
-        model = build_model(recipe.model, 80, untrained(recipe).model_args).train()
+        classes = 80 if recipe.train_panoptic is None else 133
+        whole = build_model(recipe.model, classes, untrained(recipe).model_args).train()
+    model = whole.instances if isinstance(whole, PanopticModel) else whole
     assert isinstance(model, FCOS | CondInst | BlendMask)
     detector = model if isinstance(model, FCOS) else model.fcos
     size = (-(-side // 32) * 32 for side in (max(recipe.short_sides), recipe.max_size))
     images = torch.empty(recipe.batch_size // gpus, 3, *size, device="meta")
     with PeakMemory() as memory:
         pyramid = detector.fpn(detector.backbone(images))
-        outputs = list(detector.head(pyramid))
+        outputs = list(detector.head(pyramid[-len(detector.strides) :]))
         if not isinstance(model, FCOS):
             outputs.append((model.bottom if isinstance(model, CondInst) else model.bases)(pyramid))
             if model.semantic is not None:
                 outputs.append(model.semantic(pyramid[0]))
+        if isinstance(whole, PanopticModel):
+            outputs.append(whole.branch(pyramid))
         torch.stack([output.sum() for output in outputs]).sum().backward()
-    weights = sum(p.nbytes for p in model.parameters())
-    momentum = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    weights = sum(p.nbytes for p in whole.parameters())
+    momentum = sum(p.nbytes for p in whole.parameters() if p.requires_grad)
     return weights + momentum + memory.peak
 
 

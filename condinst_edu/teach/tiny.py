@@ -20,16 +20,19 @@ import safetensors.torch
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 import condinst_edu
 from condinst_edu.datasets.coco import CocoDataset
+from condinst_edu.datasets.coco_panoptic import PanopticDataset
 from condinst_edu.datasets.shapes_coco import write_shapes
 from condinst_edu.engine.checkpoint import Trained, load_model
 from condinst_edu.engine.evaluate import evaluate
 from condinst_edu.engine.recipe import Recipe, override_model
-from condinst_edu.engine.train import open_split, train
+from condinst_edu.engine.train import train
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
+from condinst_edu.panoptic import PanopticModel
 from condinst_edu.recipes import get_recipe
 
 ROOT = Path(condinst_edu.__file__).parents[1]  # the checkout: the package is installed in place
@@ -96,16 +99,43 @@ def broken(name: str) -> str | None:
     return None
 
 
-def held_out(count: int = 50) -> CocoDataset:
-    """The first `count` held-out shapes images, of those that the cards' metrics are from; drawn at the first call."""
+def held_out_folder(count: int = 50) -> Path:
+    """Folder of the first `count` held-out shapes images, of those that the cards' metrics are from; drawn once."""
     folder = ROOT / "runs" / "lessons" / f"held-out-{count}"
     write_shapes(folder, train=1, val=count, show_progress=False)
+    return folder
+
+
+def held_out(count: int = 50) -> CocoDataset:
+    """The images of `held_out_folder` with their instances."""
+    folder = held_out_folder(count)
     return CocoDataset(folder / "val", folder / "annotations" / "instances_val.json")
 
 
+def held_out_panoptic(count: int = 50) -> PanopticDataset:
+    """The images of `held_out_folder` with their things and stuff."""
+    folder = held_out_folder(count)
+    return PanopticDataset(folder / "val", folder / "annotations" / "panoptic_val.json", folder / "panoptic_val")
+
+
 def score_tiny(name: str, count: int = 50) -> dict[str, Any]:
-    """Box and mask AP of a shipped model on `count` held-out images, now."""
-    return evaluate(load_tiny(name).model, held_out(count), progress=False)
+    """Box and mask AP of a shipped model on `count` held-out images, now, and panoptic quality where it has it."""
+    return score(load_tiny(name).model, held_out_folder(count))
+
+
+def score(model: nn.Module, folder: Path, progress: bool = False) -> dict[str, Any]:
+    """{"box", "mask"} as of `evaluate` on the held-out images of a folder of shapes, and "panoptic": PQ, SQ, RQ of all,
+    PQ of things and of stuff.
+    """
+    instances = CocoDataset(folder / "val", folder / "annotations" / "instances_val.json")
+    scores = evaluate(model, instances, progress=progress)
+    if isinstance(model, PanopticModel):
+        annotations = folder / "annotations" / "panoptic_val.json"
+        dataset = PanopticDataset(folder / "val", annotations, folder / "panoptic_val")
+        quality = evaluate(model, dataset, progress=progress)
+        scores["panoptic"] = {key.upper(): quality["All"][key] for key in ("pq", "sq", "rq")}
+        scores["panoptic"] |= {"PQ_th": quality["Things"]["pq"], "PQ_st": quality["Stuff"]["pq"]}
+    return scores
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -129,7 +159,7 @@ def make_tiny(name: str, data: Path, work: Path) -> dict[str, Any]:
     path = tiny_folder() / f"{name}.safetensors"
     store(work / name / "model.safetensors", path)
     trained = load_model(path)
-    scores = evaluate(trained.model, open_split(recipe, "val"))
+    scores = score(trained.model, data, progress=True)
     card = {
         "name": name,
         "about": TINY[name].about,
@@ -175,14 +205,15 @@ def show_tiny(names: Sequence[str]) -> None:
     screen = Table()
     screen.add_column("name", no_wrap=True)
     screen.add_column("what it is")
-    for column in ("MB", "minutes", "box AP", "mask AP"):
+    for column in ("MB", "minutes", "box AP", "mask AP", "PQ"):
         screen.add_column(column, justify="right")
     problems = {name: problem for name in names if (problem := broken(name))}
     for name in (name for name in names if name not in problems):
         card = read_card(name)
         box, mask = (card["metrics"].get(kind, {}).get("AP", -1) for kind in ("box", "mask"))
         numbers = [f"{card['bytes'] / 1e6:.1f}", f"{card['seconds'] / 60:.1f}"]
-        screen.add_row(name, card["about"], *numbers, f"{box:.3f}", f"{mask:.3f}" if mask > 0 else "")
+        quality = card["metrics"].get("panoptic", {}).get("PQ", -1)
+        screen.add_row(name, card["about"], *numbers, *(f"{x:.3f}" if x > 0 else "" for x in (box, mask, quality)))
     console = Console()
     console.print(screen)
     for name, problem in problems.items():
