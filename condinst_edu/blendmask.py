@@ -6,8 +6,8 @@ crops and made to sum to 1 over the bases, weighs them -> one mask per box -> pa
 one cell this is YOLACT's weighted sum, with one-hot attention FCIS's assembling. FCOS slides, part BlendMask; what they
 leave out is as in the official code, unless said.
 
-Legend: B images, L locations, R positive ones, M objects of an image, N instances of the batch, K bases, H, W their map,
-a cells along a side of the attention, m cells along a side of a mask.
+Legend: B images, L locations, R positive ones, M objects of an image, N instances of the batch, K bases, H, W map of
+the bases, a cells along a side of the attention, m cells along a side of a mask.
 """
 
 from collections.abc import Sequence

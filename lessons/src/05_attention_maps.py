@@ -273,7 +273,7 @@ pic.show_bars(fits, "IoU with the L", digits=3)
 # products a mask takes after the crop, and the time for 100 instances, best of five, one thread. Beside them CondInst's
 # filters, which run over the whole image, here 800 x 1024 at stride 8.
 
-# %% tags=["demo"]
+# %%
 from timeit import repeat
 
 from condinst_edu.layers import aligned_upsample
@@ -288,18 +288,19 @@ few, many = (torch.randn(1, k, 200, 256, generator=generator) for k in (4, 32)) 
 features = torch.randn(8, 100, 128, generator=generator)
 head, scales = DynamicMaskHead(), torch.full((N,), 64.0)
 
+
+def best_of_five(function, *arguments):
+    """Seconds."""
+    return min(repeat(lambda: function(*arguments), number=1, repeat=5))
+
+
+# %% tags=["demo"]
 masks = {
     "vector, 32 bases": (32, 32 * 56**2, lambda e: blend(many, [boxes], e[:, :, None, None], 4, 56, False)),
     "full, 4 bases": (784, 4 * 56**2, lambda e: blend(few, [boxes], e.view(N, 4, 14, 14), 4)),
     "factored, 32 bases": (144, (4 * 32 + 4) * 56**2, lambda e: layer(crop_bases(many, [boxes], 4), e)),
     "CondInst": (169, 152 * 100 * 128, lambda e: aligned_upsample(head(features, e, corner, scales, 8), 2)),
 }
-
-
-def best_of_five(function, *arguments):
-    return min(repeat(lambda: function(*arguments), number=1, repeat=5))
-
-
 print(f"{'':20} numbers  weights of the top module  products a mask  ms for 100: top module, masks")
 for name, (numbers, products, draw) in masks.items():
     weight = torch.randn(numbers, 9 * C, generator=generator) / 50
