@@ -44,7 +44,8 @@ pic.show_blend(photo, first, f"{class_names[first.label - 1]} {first.score:.2f}"
 
 # %% [markdown]
 # The weights are blurred: the detector predicted 7 x 7 numbers for each basis, no more. The outline is sharp all the
-# same. Where does it come from? That is this lesson.
+# same. Where does it come from? And why does one basis know lower parts only, another upper left ones? That is this
+# lesson.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 5
@@ -168,8 +169,8 @@ print(f"IoU with the L: {iou(mixed.mask, shape):.3f}")
 pic.show_blend(scene, mixed, "by hand")
 
 # %% [markdown]
-# 49 digits put a sharp mask together. The cells that the disc touches are gone, although they are far coarser than its
-# border: nothing else is near. And *one number for each basis* in the whole box? That is an older method.
+# 49 digits put a sharp mask together: the edges are the basis's. And *one number for each basis* in the whole box? That
+# is an older method.
 #
 # **3. A family.** Everything else stays, only what an instance predicts changes:
 #
@@ -322,9 +323,8 @@ for name, (numbers, products, draw) in masks.items():
 # %% [markdown]
 # ## Look inside
 #
-# The attention of the six surest objects of the image above. Colours name the basis with the largest weight in each
-# cell. Alike shapes get alike maps, turned or grown with the object. Most of the box is one or two bases, and changes
-# are gentle.
+# The six surest objects of the image above, cut out, and the basis with the largest weight in each cell; the paler, the
+# less it outweighs the others.
 
 # %% tags=["demo"]
 figure, axes = pic.new_figure(2, 6, 1.7, 1.8)
@@ -339,8 +339,13 @@ pic.add_legend(figure, [f"basis {k}" for k in range(4)])
 figure
 
 # %% [markdown]
-# So coarse a pattern must be redundant. Each basis has a 7 x 7 matrix; how many of its singular values matter? And
-# what do masks lose if the matrix is cut to rank $r$, or averaged to 1 x 1?
+# Three bases divide the box among them **by place**, and the fourth takes the corners, for rings and triangles alike. The
+# bases came out *position-sensitive*: one fires on lower parts, whatever they are parts of. So two neighbours can be
+# told apart where they touch: there one's lower part meets the other's upper part, and each belongs to another basis.
+#
+# If so, the maps must be redundant. Four ways to make less of them: give all objects the *same* map, the mean over the
+# objects of other images; make that one-hot, which is FCIS with 4 bases; cut each 7 x 7 matrix to rank $r$, the sum of
+# its first $r$ singular vectors' products; average it to one cell.
 
 # %% tags=["demo"]
 from functools import partial
@@ -363,23 +368,25 @@ def mask_ap(model, change=None):
         model.__dict__.pop("attention_at", None)
 
 
-singular = torch.linalg.svdvals(torch.stack([b.attention for b in instances[:20]]))  # (20, 4, 7)
-energy = singular.square().cumsum(dim=-1) / singular.square().sum(dim=-1, keepdim=True)
-print("share of the attention's energy in the first r singular values:")
-print("  ".join(f"r={r + 1}: {share:.3f}" for r, share in enumerate(energy.mean(dim=(0, 1)).tolist())))
-print(f"mask AP as trained           {mask_ap(model):.1f}")
-for rank in (4, 2, 1):
-    print(f"mask AP with rank {rank}          {mask_ap(model, partial(truncated, rank=rank)):.1f}")
-print(f"mask AP with one cell, 1 x 1 {mask_ap(model, partial(averaged, cells=1)):.1f}")
+others = [b for k in range(20, 50) for b in blends_of(model, held_out(50)[k][0] / 255)]
+mean = torch.stack([b.attention for b in others if b.score > 0.5]).mean(dim=0)  # (4, 7, 7)
+assembly = 8 * F.one_hot(mean.argmax(dim=0), 4).permute(2, 0, 1).float()
+print(f"mask AP as trained            {mask_ap(model):.1f}")
+print(f"one attention for all         {mask_ap(model, lambda q: mean.expand_as(q)):.1f}")
+print(f"one for all, and one-hot      {mask_ap(model, lambda q: assembly.expand_as(q)):.1f}")
+for rank in (2, 1):
+    print(f"own attention, of rank {rank}      {mask_ap(model, partial(truncated, rank=rank)):.1f}")
+print(f"own attention, one cell       {mask_ap(model, partial(averaged, cells=1)):.1f}")
 
 # %% [markdown]
-# A low rank does most of the work, which is what factored attention builds on. One cell does not: the model was not
-# trained for it, so this is what it *uses*, not what YOLACT could reach with bases of its own.
+# In this miniature the map is worth nearly everything, and an *own* map nearly nothing: our shapes fill their boxes alike.
+# (COCO's people and skis do not.) Rank 2 is enough, which is what factored attention builds on. One cell fails
+# altogether: the bases were made for places. A YOLACT learns other bases, for which a vector is right.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
-# The rank is of each instance's own matrix. Factored attention asks for more: the same few patterns for all instances.
-# How would one test that? (Stack all matrices of one basis, and look at the singular values of the stack.)
+# The surprise is the second row. Ask which objects would need a map of their own (long ones, slanted ones, hidden ones),
+# and why a truncated map is not the same as factored attention (there all instances share the patterns).
 
 # %% [markdown]
 # ## Does it learn?
@@ -396,10 +403,16 @@ for name in ("blendmask", "condinst"):
         f"{card['about']:10} mask AP {100 * found['mask']['AP']:.1f}  box AP {100 * found['box']['AP']:.1f}", end="  "
     )
     print(f"{card['parameters'] / 1e6:.2f} M parameters, {card['iterations']} iterations")
+shares = []
+for k in range(20):
+    objects = held_out(50)[k][1]
+    full = crop_masks(objects["masks"], objects["boxes"], 28).float().mean()
+    shares.append(torch.stack([full, objects["masks"].float().mean()]))
+print("an object fills {:.0%} of its box, {:.0%} of the image".format(*torch.stack(shares).mean(dim=0)))
 
 # %% [markdown]
-# The mask loss is lesson 4's no longer: binary cross-entropy over each object's own box, the mean of its cells. A box
-# is half full as a rule, so the classes are balanced, which dice has to do for CondInst's whole images.
+# Hence the mask loss, which is no longer lesson 4's: plain binary cross-entropy, the mean over the cells of an object's
+# box. Within a box neither side outnumbers the other by far. On whole images it would, and CondInst needs dice.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 3
@@ -413,23 +426,23 @@ for name in ("blendmask", "condinst"):
 # first object, and mask AP on 20 images:
 
 # %% tags=["demo"]
-wrong = ("merge-without-softmax", "merge-nearest", "merge-vector", "crop-not-aligned", "crop-rounded")
+wrong = ("merge-without-softmax", "merge-vector", "merge-nearest", "crop-not-aligned", "paste-transposed")
 panels = {f"right: {mask_ap(model):.1f}": (photo, {"masks": instances[0].mask[None]})}
-for name in (*wrong, "paste-nearest", "paste-transposed"):
+for name in wrong:
     with deviate(name) as deviation, torch.no_grad():
         mask = model([photo])[0]["masks"][:1]
         panels[f"{name}: {mask_ap(model):.1f}"] = (photo, {"masks": mask})
     print(f"{name}: {deviation.line}")
-pic.show_panels(panels, columns=4)
+pic.show_panels(panels, columns=3)
 
 # %% [markdown]
-# *Without softmax* and with a *vector* the bases are mixed wrongly. *Not aligned* and *rounded* read the right bases in
-# the wrong place: masks move by a pixel or so, which small objects feel. *Nearest*, in the attention or in pasting,
-# costs little: what is coarse there is smoothed by the bases, or by the eye.
+# A *vector* mixes all places everywhere, and nothing is left. *Without softmax* the amounts are wrong, the signs mostly
+# right. *Nearest* costs little: the attention's edges are not the mask's. *Not aligned* reads half a cell away, which is
+# one pixel here, and small objects feel it. *Transposed* pastes masks mirrored, which round things survive.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 5
-# Let them sort the seven by damage before the cell runs.
+# Let them sort the five by damage before the cell runs.
 
 # %% [markdown]
 # ## What cropping costs
@@ -530,8 +543,13 @@ for name, value in fitted.items():
 
 # %% [markdown]
 # In both, the step is from a vector to any map at all; full or factored matters less. What this does not show: how much
-# of the paper's gain comes from training with 32 bases instead of 4. Lesson 6 trains the kinds against each other.
-#
+# of the paper's gain comes from training with 32 bases instead of 4.
+
+# %% [markdown] tags=["instructor"]
+# minutes: 3
+# Why is "full" the slowest row in the paper, and where did that show in our own table of times?
+
+# %% [markdown]
 # ## Play
 #
 # The same instance, with its attention averaged to fewer and fewer cells. Choose another instance, or another image.
@@ -684,7 +702,7 @@ print(f"                            after, as the code has it: {mask_ap(model):.
 # ## In three lines
 #
 # - A few sharp maps for all, a coarse map of weights for each: cut out, mix, paste.
-# - From one number to a map is the step that matters; a map of low rank is enough, and that makes it cheap.
+# - From one number to a map is the step that matters; a map of low rank is enough, and cheap to predict.
 # - A crop gives every object the same number of cells, and never more than its box.
 #
 # Next: lesson 6, rank-1 dynamic convolution, where the bases get to know their objects.
