@@ -450,6 +450,8 @@ def reproduce(arguments: list[str]) -> None:
         """Trainings of each row, from seed 0 on."""
         iterations: int = 1000
         """Of each training: a minute or two on a laptop."""
+        budget: str | None = None
+        """Time for all of it, as 10m or 600s, from which the iterations follow (tables of AdaptIS)."""
         data: Path = Path("data/shapes-full")
         """Folder of the shapes; written if it is not there."""
         out: Path = Path("runs/reproduce")
@@ -464,8 +466,18 @@ def reproduce(arguments: list[str]) -> None:
     from condinst_edu.papers.reproduce import reproduce as run_reproduction
 
     device = check_device(options.device)
-    settings = Settings(options.seeds, options.iterations, options.data, options.out, device, options.set)
+    budget = None if options.budget is None else seconds_of(options.budget)
+    settings = Settings(options.seeds, options.iterations, options.data, options.out, device, options.set, budget)
     run_reproduction(" ".join(options.table), settings)
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a time such as 90s, 10m or 1.5h. Errors: UserError for anything else."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    try:
+        return float(text[:-1]) * units[text[-1:]]
+    except (ValueError, KeyError):
+        raise UserError(f"a time is written as 90s, 10m or 1.5h, not {text!r}") from None
 
 
 def trace(arguments: list[str]) -> None:

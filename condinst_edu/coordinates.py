@@ -70,6 +70,25 @@ def coordconv(size: tuple[int, int], device: torch.device | None = None) -> Tens
     return torch.stack([x.expand(size), y[:, None].expand(size)])
 
 
+def relative_coordconv(
+    size: tuple[int, int], stride: int, points: Tensor, radius: float, distance: bool = False
+) -> Tensor:
+    """Coordinate maps with a point as the origin, in units of a radius, clipped to [-1, 1].
+
+    size: (height, width) of the map; stride in pixels; points (N, 2), (x, y) in pixels; radius in pixels. Returns
+    (N, 2, H, W): x map, y map; with `distance` a third one, the distance to the point (the official code has it; there
+    y comes first). Cell (i, j) stands for pixel (stride * j, stride * i) here, as in the official code and where the
+    receptive fields of a ResNet's cells have their middle.
+    Source: adaptis:relative-coordconv.
+    """
+    height, width = size
+    y, x = (stride * torch.arange(n, device=points.device, dtype=points.dtype) for n in (height, width))
+    dx = ((x - points[:, :1]) / radius)[:, None].expand(-1, height, -1)  # (N, H, W)
+    dy = ((y - points[:, 1:]) / radius)[:, :, None].expand(-1, -1, width)
+    maps = [dx, dy, torch.hypot(dx, dy)] if distance else [dx, dy]
+    return torch.stack(maps, dim=1).clamp(-1, 1)
+
+
 def mass_centers(masks: Tensor) -> Tensor:
     """Mass centres of masks: the mean pixel index of what they cover, which may lie off the mask (a ring's does).
 
@@ -79,8 +98,9 @@ def mass_centers(masks: Tensor) -> Tensor:
     weights = masks.float()
     area = weights.sum(dim=(1, 2))
     height, width = masks.shape[1:]
-    x = weights.sum(dim=1) @ torch.arange(width, device=masks.device, dtype=torch.float32)
-    y = weights.sum(dim=2) @ torch.arange(height, device=masks.device, dtype=torch.float32)
+    # No matrix products: autocast would take them in half precision, whose largest number such sums exceed.
+    x = (weights.sum(dim=1) * torch.arange(width, device=masks.device)).sum(dim=1)
+    y = (weights.sum(dim=2) * torch.arange(height, device=masks.device)).sum(dim=1)
     middle = torch.stack([weights.new_full((), (side - 1) / 2) for side in (width, height)])
     center = torch.stack([x, y], dim=1) / area[:, None]
     return torch.where(area[:, None] > 0, center, middle)

@@ -101,6 +101,10 @@ class CocoDataset(Dataset[Sample]):
         few.image_ids, few.file_names, few.sizes = self.image_ids[:count], self.file_names[:count], self.sizes[:count]
         return few
 
+    def truth(self) -> str | Coco:
+        """The annotations to score results against: their file, or their contents."""
+        return self.annotation_file
+
     def image(self, index: int) -> Tensor:
         """The image alone, (3, H, W) uint8; the caller's own copy."""
         if self._cache is not None and index in self._cache:

@@ -178,6 +178,20 @@ def _score(truth: COCO, found: COCO, kind: str, image_ids: Sequence[int] | None)
     return scores
 
 
+def mask_ap_at(dataset: CocoDataset, results: Sequence[Result], thresholds: Sequence[float]) -> dict[float, float]:
+    """Mask AP at each single IoU threshold, the mean over classes; as `coco_ap` in all else."""
+    truth = dataset.truth()
+    coco = read_coco(truth) if isinstance(truth, str) else check_coco(truth, "ground truth")
+    evaluation = COCOeval(_truth(coco, renumber=True), _found(coco, results, "segm", plain=False), "segm")
+    evaluation.params.imgIds = list(dataset.image_ids)
+    evaluation.params.iouThrs = np.array(thresholds)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class) of all sizes
+    return {t: float(p[p > -1].mean()) if (p > -1).any() else -1.0 for t, p in zip(thresholds, precision, strict=True)}
+
+
 # Models
 
 
@@ -203,7 +217,7 @@ def evaluate(
         return evaluate_panoptic(model, dataset, short_side, max_size, device, progress, workers)
     results = detect_all(model, dataset, short_side, max_size, device, progress, workers)
     kinds = ("bbox", "segm") if all("segmentation" in result for result in results) else ("bbox",)
-    return of_first(coco_ap(dataset.annotation_file, results, kinds, dataset.image_ids) if rank() == 0 else None)
+    return of_first(coco_ap(dataset.truth(), results, kinds, dataset.image_ids) if rank() == 0 else None)
 
 
 @torch.inference_mode()
@@ -284,7 +298,7 @@ def mask_ceiling(
         detections = {"boxes": target["boxes"], "labels": target["labels"], "masks": masks}
         detections["scores"] = torch.ones(len(masks))
         results += encode_results(detections, target["image_id"], dataset.category_ids)
-    return coco_ap(dataset.annotation_file, results, image_ids=dataset.image_ids)
+    return coco_ap(dataset.truth(), results, image_ids=dataset.image_ids)
 
 
 def _targets(dataset: CocoDataset) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:

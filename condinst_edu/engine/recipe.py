@@ -12,13 +12,14 @@ from urllib.error import URLError
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
+from condinst_edu.adaptis import AdaptIS
 from condinst_edu.blendmask import BlendMask
 from condinst_edu.condinst import CondInst
 from condinst_edu.dr1mask import DR1Mask
 from condinst_edu.errors import UserError
 from condinst_edu.fcos import FCOS
 from condinst_edu.mask_rcnn import MaskRCNN
-from condinst_edu.panoptic_models import panoptic_condinst
+from condinst_edu.panoptic_models import panoptic_blendmask, panoptic_condinst, panoptic_dr1mask
 from condinst_edu.solo import SOLO, DecoupledSOLO
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -28,8 +29,20 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "dr1mask": DR1Mask,
     "solo": SOLO,
     "decoupled-solo": DecoupledSOLO,
+    "adaptis": AdaptIS,
     "mask-rcnn": MaskRCNN,
     "panoptic-condinst": panoptic_condinst,
+    "panoptic-blendmask": panoptic_blendmask,
+    "panoptic-dr1mask": panoptic_dr1mask,
+}
+# Those that hand arguments which they do not know on to other constructors.
+PASSES_ON: dict[str, tuple[Callable[..., nn.Module], ...]] = {
+    "condinst": (FCOS,),
+    "blendmask": (FCOS,),
+    "dr1mask": (FCOS,),
+    "panoptic-condinst": (FCOS, CondInst),
+    "panoptic-blendmask": (FCOS, BlendMask),
+    "panoptic-dr1mask": (FCOS, DR1Mask),
 }
 
 
@@ -38,7 +51,17 @@ class Recipe:
     """Model, data, augmentation, optimisation; a named recipe is a function that returns one."""
 
     model: Literal[
-        "fcos", "condinst", "blendmask", "dr1mask", "solo", "decoupled-solo", "mask-rcnn", "panoptic-condinst"
+        "fcos",
+        "condinst",
+        "blendmask",
+        "dr1mask",
+        "solo",
+        "decoupled-solo",
+        "adaptis",
+        "mask-rcnn",
+        "panoptic-condinst",
+        "panoptic-blendmask",
+        "panoptic-dr1mask",
     ] = "condinst"
     """Which model."""
     model_args: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +83,8 @@ class Recipe:
     """Folder of the training images' panoptic PNGs, where train_json is a panoptic file."""
     val_panoptic: str | None = None
     """The same of the held-out images."""
+    drawn: Literal["none", "bacteria", "bacteria-v2"] = "none"
+    """Images that are drawn when they are asked for, in place of the folder and its annotations."""
     cache: bool = False
     """Keep decoded images in memory (for sets that fit)."""
     skip_missing: bool = False
@@ -97,7 +122,9 @@ class Recipe:
     lr: float = 0.01
     """Peak learning rate."""
     momentum: float = 0.9
-    """Of SGD; AdamW takes it as its first beta, with 0.99 as its second."""
+    """Of SGD; AdamW takes it as its first beta."""
+    beta2: float = 0.99
+    """Second beta of AdamW; without weight decay it is Adam."""
     weight_decay: float = 1e-4
     """On all parameters but those of normalisation layers."""
     clip: float = 0.0
@@ -148,12 +175,9 @@ def build_model(model: str, num_classes: int, model_args: dict[str, Any]) -> nn.
 
 def check_model_args(model: str, model_args: dict[str, Any]) -> None:
     """UserError where an argument is no parameter of the model, or no number where the model has one."""
-    known = dict(inspect.signature(MODELS[model]).parameters)
-    if model in ("condinst", "blendmask", "dr1mask"):  # they hand what they do not know themselves to FCOS
-        known = {**inspect.signature(FCOS).parameters, **known}
-    if model == "panoptic-condinst":
-        known = {**inspect.signature(FCOS).parameters, **inspect.signature(CondInst).parameters, **known}
-    known = {name: p for name, p in known.items() if name not in ("num_classes", "fcos", "condinst")}
+    constructors = (*PASSES_ON.get(model, ()), MODELS[model])
+    parameters = [p for c in constructors for p in inspect.signature(c).parameters.values()]
+    known = {p.name: p for p in parameters if p.name != "num_classes" and p.kind != p.VAR_KEYWORD}
     for name, value in model_args.items():
         if name not in known:
             raise UserError(f"{model} has no argument {name!r}; it has {', '.join(sorted(known))}")
@@ -178,6 +202,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "accumulate": (1, 1e5),
     "lr": (0, 1e9),
     "momentum": (0, 0.9999),
+    "beta2": (0, 0.999999),
     "weight_decay": (0, 1e3),
     "clip": (0, 1e9),
     "warmup": (0, 1),

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from condinst_edu.datasets.bacteria import open_bacteria
 from condinst_edu.datasets.batching import TrainLoader, build_train_loader
 from condinst_edu.datasets.coco import CocoDataset
 from condinst_edu.datasets.coco_panoptic import PanopticDataset
@@ -194,6 +195,8 @@ def write_recipe(recipe: Recipe, out: Path) -> None:
 def open_split(recipe: Recipe, split: str, category_ids: list[int] | None = None) -> CocoDataset:
     """The training set (images that hold an object) or the held-out set ("val") of a recipe."""
     training = split == "train"
+    if recipe.drawn != "none":
+        return open_bacteria(recipe.drawn, training)
     images, annotations = (recipe.train_images, recipe.train_json) if training else (recipe.val_images, recipe.val_json)
     segments = recipe.train_panoptic if training else recipe.val_panoptic
     options: dict[str, Any] = {

@@ -29,6 +29,7 @@ from condinst_edu.engine.train import open_split, train
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file, writable_folder
 from condinst_edu.papers.forms import Table, cell_text
+from condinst_edu.papers.reproduce_toy import TOY_TABLES, reproduce_toy
 from condinst_edu.recipes import get_recipe
 
 RECIPE = "shapes-condinst"
@@ -94,6 +95,8 @@ class Settings:
     device: str = "cpu"
     extra: tuple[str, ...] = ()
     """Further arguments of the model, the same for all rows."""
+    budget: float | None = None
+    """Seconds for all of it, in place of a number of iterations; for the toy problem of AdaptIS."""
 
 
 Values = dict[str, float]
@@ -106,7 +109,11 @@ def reproduce(name: str, settings: Settings) -> dict[str, Any]:
     A run that was interrupted goes on where it stopped, one that is there is not run again. Errors: UserError for a
     table without a miniature, and as in training.
     """
+    if papers.item(name).id in TOY_TABLES:
+        return reproduce_toy(name, settings.out, settings.iterations, settings.budget, settings.device, settings.extra)
     table, rows = find_miniature(name)
+    if settings.budget is not None:
+        raise UserError(f"--budget is for {' and '.join(TOY_TABLES)}; {table.id} takes --iterations")
     if min(settings.seeds, settings.iterations) < 1:
         raise UserError(f"seeds and iterations start at 1, not {settings.seeds} and {settings.iterations}")
     recipe = base_recipe(settings)
@@ -136,7 +143,7 @@ def find_miniature(name: str) -> tuple[Table, tuple[Row, ...]]:
     entry = papers.item(name)
     if entry.id not in MINIATURES:
         what = "its miniature is not built yet" if entry.miniature else "it has no miniature"
-        raise UserError(f"{entry.id} cannot be run here, {what}: choose from {', '.join(MINIATURES)}")
+        raise UserError(f"{entry.id} cannot be run here, {what}: choose from {', '.join([*MINIATURES, *TOY_TABLES])}")
     return papers.table(entry.id), MINIATURES[entry.id]
 
 

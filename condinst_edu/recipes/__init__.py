@@ -4,7 +4,17 @@ from collections.abc import Callable
 
 from condinst_edu.engine.recipe import Recipe
 from condinst_edu.errors import UserError
-from condinst_edu.recipes import cityscapes, coco, coco_blendmask, coco_solo, dr1mask, folder, panoptic, shapes
+from condinst_edu.recipes import (
+    bacteria,
+    cityscapes,
+    coco,
+    coco_blendmask,
+    coco_solo,
+    dr1mask,
+    folder,
+    panoptic,
+    shapes,
+)
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-fcos": shapes.shapes_fcos,
@@ -13,6 +23,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-dr1mask": shapes.shapes_dr1mask,
     "shapes-mask-rcnn": shapes.shapes_mask_rcnn,
     "shapes-panoptic-condinst": shapes.shapes_panoptic_condinst,
+    "shapes-panoptic-dr1mask": shapes.shapes_panoptic_dr1mask,
     "folder-condinst": folder.folder_condinst,
     "shapes-solo": shapes.shapes_solo,
     "shapes-decoupled-solo": shapes.shapes_decoupled_solo,
@@ -55,6 +66,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "coco-decoupled-solo-r50-3x": coco_solo.coco_decoupled_solo_r50_3x,
     "coco-decoupled-solo-r101-3x": coco_solo.coco_decoupled_solo_r101_3x,
     "coco-decoupled-solo-light-r50-3x": coco_solo.coco_decoupled_solo_light_r50_3x,
+    "bacteria-adaptis": bacteria.bacteria_adaptis,
+    "bacteria-adaptis-paper": bacteria.bacteria_adaptis_paper,
+    "bacteria-v2-adaptis-paper": bacteria.bacteria_v2_adaptis_paper,
+    "bacteria-mask-rcnn-paper": bacteria.bacteria_mask_rcnn_paper,
 }
 
 

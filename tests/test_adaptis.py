@@ -1,0 +1,602 @@
+"""AdaptIS against loops written straight from the paper, in float64 with gradients, and on inputs that break things."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import check_gradients, empty_target, random_targets, same, seeded
+from torch import Tensor
+
+import condinst_edu.adaptis
+from condinst_edu.adaptis import (
+    AdaIN,
+    AdaptIS,
+    InstanceHead,
+    mask_iou,
+    point_features,
+    proposal_labels,
+    sample_points,
+    semantic_targets,
+    soft_proposal_labels,
+)
+from condinst_edu.adaptis_greedy import (
+    RandomPoints,
+    RankedPoints,
+    aggregate,
+    aggregate_official,
+    class_of_mask,
+    find_local_maxima,
+    local_maxima_points,
+    mean_confidence,
+)
+from condinst_edu.coordinates import relative_coordconv
+from condinst_edu.layers import normalized_focal_loss
+from condinst_edu.layers.deeplab import DeepLab
+from condinst_edu.layers.losses import normalized_focal_softmax_loss
+from condinst_edu.layers.unet import UNet
+
+
+def tiny(**options: Any) -> AdaptIS:
+    torch.manual_seed(0)
+    base: dict[str, Any] = {"backbone_options": {"width": 4, "max_width": 8, "depth": 2}, "branch_width": 4}
+    return AdaptIS(**{**base, "points": 5, "limit": 8, **options})
+
+
+def shift_biases(model: AdaptIS, masks: float, stuff: float = 0) -> None:
+    """Larger masks, and less of the first class of stuff, than random weights give."""
+    state = model.state_dict()
+    state["head.after.1.bias"] += masks
+    state["semantic.3.bias"][0] += stuff
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def same_gradients(ours: Tensor, naive: Tensor, inputs: list[Tensor]) -> None:
+    """Both results, and the gradients of both by all inputs, for one random direction."""
+    same(ours.detach(), naive.detach())
+    direction = random(*ours.shape, seed=9)
+    for a, b in zip(
+        torch.autograd.grad((ours * direction).sum(), inputs, retain_graph=True),
+        torch.autograd.grad((naive * direction).sum(), inputs),
+        strict=True,
+    ):
+        same(a, b)
+
+
+# ------------------------------------------------------------------------------------------------------ from the paper
+
+
+def naive_adain(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    rows = []
+    for n in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            mean = sum(x[n, c].flatten()) / x[n, c].numel()
+            variance = sum((v - mean) ** 2 for v in x[n, c].flatten()) / x[n, c].numel()
+            rows.append(scale[n, c] * (x[n, c] - mean) / (variance + eps).sqrt() + shift[n, c])
+    return torch.stack(rows).view_as(x)
+
+
+def test_adain() -> None:
+    adain = AdaIN(3, 4).double()
+    x, vector = random(2, 3, 4, 5).requires_grad_(), random(2, 4, seed=1).requires_grad_()
+    inputs = [x, vector, *adain.parameters()]
+    same_gradients(adain(x, vector), naive_adain(x, adain.scale(vector), adain.shift(vector), adain.eps), inputs)
+
+
+def test_adain_begins_near_the_identity_of_normalised_maps() -> None:
+    adain = AdaIN(3, 4)
+    assert adain.scale.bias.tolist() == [1, 1, 1]
+    assert adain.shift.bias.tolist() == [0, 0, 0]
+    same(adain(torch.full((1, 3, 4, 5), 8.0), torch.zeros(1, 4)), torch.zeros(1, 3, 4, 5), 1e-6)
+
+
+@pytest.mark.parametrize("distance", [False, True])
+def test_relative_coordconv(distance: bool) -> None:
+    """x - R is -1 and x + R is 1, beyond it is clipped; cell (i, j) is pixel (stride * j, stride * i)."""
+    points = torch.tensor([[3.0, 5.5], [0.0, 11.0]], dtype=torch.float64)
+    maps = relative_coordconv((4, 6), 4, points, 8.0, distance)
+    assert maps.shape == (2, 3 if distance else 2, 4, 6)
+    for n, (x, y) in enumerate(points.tolist()):
+        for i in range(4):
+            for j in range(6):
+                dx, dy = (4 * j - x) / 8, (4 * i - y) / 8
+                expected = [dx, dy, math.hypot(dx, dy)][: maps.shape[1]]
+                same(maps[n, :, i, j], [max(-1.0, min(1.0, v)) for v in expected])
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_point_features(stride: int) -> None:
+    features = random(2, 3, 5, 7).requires_grad_()
+    points = torch.tensor([[2.0, 3.0], [5.3, 1.9], [0.0, 0.0], [6.0, 4.0], [5.999, 3.5]], dtype=torch.float64) * stride
+    image = torch.tensor([0, 1, 1, 0, 1])
+    rows = []
+    for b, (x, y) in zip(image.tolist(), (points / stride).tolist(), strict=True):
+        value = torch.zeros(3, dtype=torch.float64)
+        for i in range(5):
+            for j in range(7):
+                value = value + features[b, :, i, j] * max(0.0, 1 - abs(x - j)) * max(0.0, 1 - abs(y - i))
+        rows.append(value)
+    same_gradients(point_features(features, image, points, stride), torch.stack(rows), [features])
+
+
+def test_point_features_off_the_map_are_those_of_its_edge() -> None:
+    features = random(1, 2, 3, 4)
+    found = point_features(features, torch.zeros(2, dtype=torch.int64), torch.tensor([[-5.0, 1], [9, 99]]).double())
+    same(found, torch.stack([features[0, :, 1, 0], features[0, :, 2, 3]]))
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
+def test_normalized_focal_loss(gamma: float, detach: bool) -> None:
+    logits = random(3, 4, 5).requires_grad_()
+    targets = torch.randint(-1, 2, (3, 4, 5), generator=seeded(2)).double()
+    losses = []
+    for z, t in zip(logits, targets, strict=True):
+        total, weight = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for i in range(4):
+            for j in range(5):
+                if t[i, j] >= 0:
+                    p = torch.sigmoid(z[i, j]) if t[i, j] == 1 else 1 - torch.sigmoid(z[i, j])
+                    weight = weight + (1 - p) ** gamma
+                    total = total - (1 - p) ** gamma * p.log()
+        losses.append(total / (weight.detach() if detach else weight))
+    same_gradients(normalized_focal_loss(logits, targets, gamma, detach=detach), torch.stack(losses), [logits])
+
+
+def test_normalized_focal_loss_of_masks_without_a_pixel() -> None:
+    logits = torch.randn(2, 3, 4, requires_grad=True)
+    targets = torch.full((2, 3, 4), -1.0)
+    loss = normalized_focal_loss(logits, targets)
+    assert loss.tolist() == [0, 0]
+    (grad,) = torch.autograd.grad(loss.sum(), logits)
+    assert (grad == 0).all()
+    assert normalized_focal_loss(torch.zeros(0, 3, 4), torch.zeros(0, 3, 4)).shape == (0,)
+    sure = normalized_focal_loss(torch.full((1, 3, 4), 200.0), torch.ones(1, 3, 4))  # nothing left to learn
+    assert sure.isfinite().all()
+    wrong = normalized_focal_loss(torch.full((1, 3, 4), -200.0), torch.ones(1, 3, 4))
+    assert wrong.item() == pytest.approx(200)
+
+
+def test_normalized_focal_softmax_loss_of_two_classes_is_the_sigmoid_one() -> None:
+    z = random(2, 3, 4)
+    labels = torch.randint(-1, 2, (2, 3, 4), generator=seeded(1))
+    two = torch.stack([torch.zeros_like(z), z], dim=1)
+    same(normalized_focal_softmax_loss(two, labels, gamma=2), normalized_focal_loss(z, labels.double(), gamma=2))
+
+
+def test_the_first_convolution_reads_features_once() -> None:
+    """One convolution of features and coordinates together gives the same, with gradients."""
+    torch.manual_seed(0)
+    head = InstanceHead(3, radius=5.0).double().eval()
+    features = random(2, 3, 6, 8).requires_grad_()
+    image, points = torch.tensor([1, 0, 1]), torch.tensor([[1.0, 2], [7, 5], [3, 3]], dtype=torch.float64)
+    maps = relative_coordconv((6, 8), 1, points, 5.0)
+    x = head.first(torch.cat([maps, features[image]], dim=1))
+    x_index, y_index = points.long().T
+    vectors = head.controller(features[image, :, y_index, x_index])
+    naive = 0.2 * head.after(head.adain(head.before(x), vectors))[:, 0] - 1.7
+    trained = [p for p in head.parameters() if p.requires_grad]
+    same_gradients(head(features, image, points), naive, [features, *trained])
+
+
+def test_a_mask_depends_on_its_own_point_and_image_alone() -> None:
+    model = tiny().eval()
+    images = torch.randn(2, 3, 13, 18)
+    with torch.no_grad():
+        features = model.backbone(images)
+        image, points = torch.tensor([0, 1, 1]), torch.tensor([[3.0, 4], [10, 2], [17, 12]])
+        together = model.head(features, image, points)
+        for k in range(3):
+            same(model.head(features[image[k]][None], torch.tensor([0]), points[k : k + 1])[0], together[k], 1e-5)
+    assert (together[1] - together[2]).abs().max() > 1e-4
+
+
+def test_without_coordinates_two_equal_places_have_the_same_mask() -> None:
+    """What Table 7 takes away: the image repeats itself, and nothing tells which copy is meant."""
+    model = tiny(head={"coordinates": False}).eval()
+    image = torch.rand(3, 8, 8).tile(1, 1, 3)
+    features = model.backbone(image[None])
+    image_index, points = torch.zeros(2, dtype=torch.int64), torch.tensor([[8.0, 4], [12, 4]])
+    features = features.roll(4, 3).where(torch.arange(24) == 12, features)  # the same embedding at both points
+    first, second = model.head(features, image_index, points)
+    same(first.detach(), second.detach(), 1e-6)
+    first, second = tiny().eval().head(features, image_index, points)
+    assert (first - second).abs().max() > 1e-4
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def test_points_are_drawn_from_objects_first() -> None:
+    """Each object has the same chance, whatever its size, and each of its pixels too."""
+    masks = torch.zeros(2, 6, 9, dtype=torch.bool)
+    masks[0, 0, 0] = True
+    masks[1, 2:6, 3:9] = True  # 24 pixels
+    torch.manual_seed(0)
+    queries = sample_points([{"masks": masks}], [(6, 9)], (6, 9), 4000, one=False)
+    small = (queries.points == 0).all(dim=1)
+    assert 0.47 < small.float().mean() < 0.53
+    x, y = queries.points[~small].long().T
+    hits = torch.zeros(6, 9).index_put_((y, x), torch.ones(len(x)), accumulate=True)
+    assert (hits[masks[1]] > 40).all()
+    assert hits[~masks[1]].sum() == 0
+    same(queries.masks[~small][0], masks[1].float())
+
+
+def test_points_of_images_of_several_sizes_and_without_objects() -> None:
+    torch.manual_seed(0)
+    targets = [random_targets(4, (20, 30), seeded(0)), empty_target((25, 22))]
+    queries = sample_points(targets, [(20, 30), (25, 22)], (25, 30), 3, one=False)
+    assert queries.image.tolist() == [0, 0, 0, 1, 1, 1]
+    assert (queries.masks[:3, 20:] == -1).all()
+    assert (queries.masks[:3, :20] >= 0).all()
+    assert (queries.masks[3:] == -1).all()
+    for point, mask in zip(queries.points[:3].long(), queries.masks[:3], strict=True):
+        assert mask[point[1], point[0]] == 1
+    one = sample_points(targets, [(20, 30), (25, 22)], (25, 30), 6, one=True)
+    assert all(torch.equal(mask, one.masks[0]) for mask in one.masks[:6])
+
+
+def test_semantic_targets() -> None:
+    masks = torch.zeros(2, 4, 5, dtype=torch.bool)
+    masks[0, :3] = True
+    masks[1, 1, 1:4] = True
+    labels = semantic_targets([{"masks": masks, "labels": torch.tensor([2, 1])}], [(4, 5)], (5, 6), stuff=3)[0]
+    assert labels[:4, :5].tolist() == [[4] * 5, [4, 3, 3, 3, 4], [4] * 5, [0] * 5]
+    assert (labels[4] == -1).all()
+    assert (labels[:, 5] == -1).all()
+    given = torch.arange(20).view(4, 5) % 5 - 1
+    target = {"masks": masks, "labels": torch.tensor([2, 1]), "semantic": given}
+    assert torch.equal(semantic_targets([target], [(4, 5)], (4, 5), stuff=3)[0], given)
+
+
+def test_proposal_labels() -> None:
+    iou = torch.tensor([[0.1, 0.9, 0.3, 0.8, 0.2, 0.0, 0.5, 0.6, 0.7, 0.4], [0.5] * 9 + [0.6]])
+    labels = proposal_labels(iou)
+    assert labels[0].tolist() == [0, 1, 0, 1, 0, 0, 0, 0, 0, 0]  # a fifth of ten
+    assert labels.sum(dim=1).tolist() == [2, 2]
+    assert labels[1, 9] == 1
+    assert proposal_labels(iou[:, :3]).sum(dim=1).tolist() == [1, 1]
+    soft = soft_proposal_labels(iou.double(), torch.ones(2, 10).double())
+    assert soft[0, 1] == 1
+    assert ((soft == 0) | (soft >= 0.7)).all()
+
+
+def test_mask_iou() -> None:
+    masks = torch.tensor([[[1, 1, 0, 0]], [[0, 0, 0, 0]], [[1, 0, 1, 1]]]).bool()
+    truth = torch.tensor([[[1, 0, 1, 0]], [[0, 0, 0, 0]], [[1, -1, -1, 0]]])
+    same(mask_iou(masks, truth), [1 / 3, 0, 1 / 2], 1e-6)
+
+
+@pytest.mark.parametrize("loss", ["nfl", "focal", "bce"])
+def test_training(loss: str) -> None:
+    """Every trained parameter has a gradient, the proposal branch has none; images of several sizes, one empty."""
+    model = tiny(num_classes=3, stuff=2, loss=loss).train()
+    sizes = [(33, 41), (40, 29), (25, 30)]
+    images = [torch.rand(3, *size, generator=seeded(k)) for k, size in enumerate(sizes)]
+    targets = [random_targets(4, sizes[0], seeded(0)), random_targets(9, sizes[1], seeded(1)), empty_target(sizes[2])]
+    assert set(model(images, targets)) == {"loss_mask", "loss_semantic"}
+    check_gradients(lambda: sum(model(images, targets).values()), model, all_nonzero=False)
+    assert all(p.grad is None for p in model.proposals.parameters())
+    model(images[2:], targets[2:])["loss_mask"].backward()  # nothing but an empty image
+
+
+@pytest.mark.parametrize("soft_labels", [False, True])
+def test_proposals_are_trained_second(soft_labels: bool) -> None:
+    """Only the branch gets gradients, and all else stays as it is, the statistics of batch norm too."""
+    model = tiny(stage="proposals", soft_labels=soft_labels).train()
+    images = [torch.rand(3, 33, 41, generator=seeded(0)), torch.rand(3, 33, 41, generator=seeded(1))]
+    targets = [random_targets(4, (33, 41), seeded(0)), empty_target((33, 41))]
+    before = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("proposals")}
+    losses = model(images, targets)
+    assert set(losses) == {"loss_proposals"}
+    losses["loss_proposals"].backward()
+    assert all(p.grad is not None for p in model.proposals.parameters())
+    assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("proposals"))
+    for name, value in before.items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_losses_are_those_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FL is -(1 - p)^2 log p and BCE -log p, the mean over pixels; ignored ones count for none of them."""
+    logits, masks = random(2, 3, 4), torch.randint(-1, 2, (2, 3, 4), generator=seeded(3)).double()
+    p = torch.where(masks > 0, logits.sigmoid(), 1 - logits.sigmoid())
+    for loss, gamma in (("focal", 2), ("bce", 0)):
+        each = torch.where(masks >= 0, -((1 - p) ** gamma) * p.log(), 0).flatten(1).sum(dim=1)
+        same(tiny(loss=loss).mask_loss(logits, masks), each / (masks >= 0).flatten(1).sum(dim=1))
+
+
+def test_wrong_arguments() -> None:
+    for options in ({"loss": "dice"}, {"stage": "all"}, {"propose": "best"}):
+        with pytest.raises(ValueError, match="must be one of"):
+            tiny(**options)
+    with pytest.raises(ValueError, match="images must be float"):
+        tiny().eval()([torch.zeros(3, 8, 8, dtype=torch.uint8)])
+
+
+# -------------------------------------------------------------------------------------------------------------- greedy
+
+
+def script(masks: list[list[float]]) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Proposals one by one, the k-th of which draws the k-th of these rows of pixels."""
+    rows = iter(range(len(masks)))
+
+    def propose(unknown: Tensor) -> Tensor:
+        k = next(rows, None)
+        return torch.zeros(0, 2) if k is None else torch.tensor([[float(k), 0.0]])
+
+    return lambda points: torch.tensor([masks[int(points[0, 0])]])[:, None], propose
+
+
+def test_aggregate_by_hand() -> None:
+    """Kept below half of overlap with all that is segmented, by exactly half not; each pixel to the most confident."""
+    draw, propose = script(
+        [
+            [0.9, 0.9, 0.6, 0.6, 0.1, 0.1, 0.1, 0.1],
+            [0.1, 0.1, 0.1, 0.8, 0.8, 0.1, 0.1, 0.1],  # one of two is segmented: half is too much
+            [0.1, 0.1, 0.7, 0.5, 0.8, 0.8, 0.8, 0.1],  # two of five
+            [0.1] * 8,  # nothing above T
+        ]
+    )
+    found = aggregate(draw, propose, torch.zeros(1, 8, dtype=torch.bool), threshold=0.4)
+    assert [step.kept for step in found.steps] == [True, False, True, False]
+    assert found.instances.tolist() == [[1, 1, 2, 1, 2, 2, 2, 0]]
+    assert found.masks.sum(dim=(1, 2)).tolist() == [3, 4]
+    assert found.points.tolist() == [[0, 0], [2, 0]]
+    same(found.scores, [0.75, 0.72], 1e-6)
+
+
+def test_aggregate_begins_with_stuff_and_ends_in_every_way() -> None:
+    rows = [[0.9, 0.9, 0.9, 0.1], [0.1, 0.1, 0.1, 0.9]]
+    draw, propose = script(rows)
+    stuff = torch.tensor([[True, True, False, False]])
+    found = aggregate(draw, propose, stuff)  # the first is on stuff for two thirds
+    assert found.instances.tolist() == [[0, 0, 0, 1]]
+    assert stuff.tolist() == [[True, True, False, False]]  # not changed
+    draw, propose = script(rows * 5)
+    assert len(aggregate(draw, propose, torch.zeros(1, 4, dtype=torch.bool)).steps) == 2  # all is segmented
+    draw, propose = script(rows * 5)
+    assert len(aggregate(draw, propose, torch.zeros(1, 4, dtype=torch.bool), limit=1).steps) == 1
+    draw, propose = script([])
+    nothing = aggregate(draw, propose, torch.zeros(2, 4, dtype=torch.bool))
+    assert nothing.masks.shape == (0, 2, 4)
+    assert nothing.instances.sum() == 0
+
+
+def naive_aggregate(draw: Any, points: list[list[float]], size: tuple[int, int], threshold: float) -> Tensor:
+    """Section 4 with loops, one point after the other."""
+    segmented: set[tuple[int, int]] = set()
+    kept: list[Tensor] = []
+    for x, y in points:
+        if (y, x) in segmented:
+            continue
+        c = draw(torch.tensor([[float(x), float(y)]]))[0]
+        mask = {(i, j) for i in range(size[0]) for j in range(size[1]) if c[i, j] > threshold}
+        if mask and len(mask & segmented) < 0.5 * len(mask):
+            segmented |= mask
+            kept.append(c)
+    result = torch.zeros(size, dtype=torch.int64)
+    for i in range(size[0]):
+        for j in range(size[1]):
+            best = max(range(len(kept)), key=lambda k: kept[k][i, j], default=None)
+            if best is not None and kept[best][i, j] > threshold:
+                result[i, j] = best + 1
+    return result
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_aggregate_is_section_4(seed: int) -> None:
+    size = (9, 14)
+    y, x = torch.meshgrid(torch.arange(9), torch.arange(14), indexing="ij")
+
+    def draw(points: Tensor) -> Tensor:
+        """A blob around each point, as large as the point says."""
+        return torch.stack(
+            [
+                (1 - ((x - px) ** 2 + (y - py) ** 2) / (4 + (px * 7 + py * 3) % 11)).clamp(min=0) * 0.9 + 0.05
+                for px, py in points
+            ]
+        )
+
+    points = torch.stack([torch.randperm(14 * 9, generator=seeded(seed)) % 14, torch.arange(14 * 9) // 14], dim=1)[
+        torch.randperm(14 * 9, generator=seeded(seed + 100))
+    ].unique(dim=0)
+    points = points[torch.randperm(len(points), generator=seeded(seed))].float()
+    found = aggregate(draw, RankedPoints(points), torch.zeros(size, dtype=torch.bool))
+    naive = naive_aggregate(draw, [[int(a), int(b)] for a, b in points.tolist()], size, 0.4)
+    assert torch.equal(found.instances, naive)
+    assert len(found.points) > 3
+
+
+def test_random_points() -> None:
+    """Unknown pixels only, none twice, seven at a time; of these the most confident counts."""
+    unknown = torch.zeros(5, 8, dtype=torch.bool)
+    unknown[1:4, 2:7] = True  # 15 pixels
+    propose = RandomPoints(7, seeded(0))
+    drawn = [propose(unknown) for _ in range(4)]
+    assert [len(points) for points in drawn] == [7, 7, 1, 0]
+    everything = torch.cat(drawn)
+    assert len(everything.unique(dim=0)) == 15
+    x, y = everything.long().T
+    assert unknown[y, x].all()
+
+    def draw(points: Tensor) -> Tensor:
+        return (0.5 + points[:, 0] / 100)[:, None, None].expand(-1, 5, 8)
+
+    found = aggregate(draw, RandomPoints(40, seeded(1)), torch.zeros(5, 8, dtype=torch.bool))
+    assert found.points[0, 0] == 7
+
+
+def test_mean_confidence_of_an_empty_mask_is_0() -> None:
+    probabilities = torch.tensor([[[0.9, 0.5, 0.1]], [[0.1, 0.2, 0.3]]])
+    same(mean_confidence(probabilities, probabilities > 0.4), [0.7, 0], 1e-6)
+
+
+def naive_local_maxima(values: Tensor, threshold: float, step: float, eps: float) -> tuple[list[Any], Tensor]:
+    """The routine pixel by pixel, with a queue."""
+    height, width = values.shape
+    v, basins, points = values.tolist(), [[0] * width for _ in range(height)], []
+
+    def neighbours(i: int, j: int) -> list[tuple[int, int]]:
+        around = [(i + a, j + b) for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b]
+        return [(a, b) for a, b in around if 0 <= a < height and 0 <= b < width]
+
+    level = torch.tensor(0.99)
+    while level > threshold:
+        for i in range(height):
+            for j in range(width):
+                if v[i][j] < level or basins[i][j]:
+                    continue
+                if any(v[a][b] > v[i][j] or v[a][b] < threshold for a, b in neighbours(i, j)):
+                    continue
+                points.append([j, i])
+                queue, basins[i][j] = [(i, j)], len(points)
+                while queue:
+                    a, b = queue.pop(0)
+                    for c, d in neighbours(a, b):
+                        if not basins[c][d] and v[a][b] + eps > v[c][d]:
+                            basins[c][d] = len(points)
+                            queue.append((c, d))
+        level = level - torch.tensor(step)
+    return points, torch.tensor(basins)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_find_local_maxima(seed: int) -> None:
+    noise = torch.rand(1, 1, 6, 9, generator=seeded(seed))
+    smooth = F.interpolate(noise, (23, 37), mode="bicubic", align_corners=True)[0, 0].clamp(0, 1)
+    values = (smooth * 50).round() / 50 if seed % 2 else smooth  # with plateaus
+    values = (values * 512).round() / 512  # exact in every type
+    points, basins = find_local_maxima(values, 0.25)
+    expected, naive = naive_local_maxima(values, 0.25, 0.025, 0.003)
+    assert points.tolist() == expected
+    assert torch.equal(basins, naive)
+    assert len(points) > 3
+
+
+def test_local_maxima_of_flat_and_of_tiny_maps() -> None:
+    assert find_local_maxima(torch.zeros(4, 6))[0].shape == (0, 2)
+    assert find_local_maxima(torch.full((4, 6), 0.8))[0].tolist() == [[0, 0]]  # one plateau, its first pixel
+    assert find_local_maxima(torch.full((1, 1), 0.8))[0].tolist() == [[0, 0]]
+    values = torch.zeros(5, 12)
+    values[0:3, 1:4], values[1, 2] = 0.5, 0.6
+    values[2:5, 8:11], values[3, 9] = 0.5, 0.95
+    assert local_maxima_points(values, 0.35).tolist() == [[9, 3], [2, 1]]
+
+
+def test_local_maxima_of_a_large_map_take_a_moment() -> None:
+    """No loop over pixels: a thousand operations of numpy, not a million of Python."""
+    noise = F.avg_pool2d(torch.rand(1, 1, 264, 264, generator=seeded(0)), 9, stride=1)[0, 0]
+    values = (noise - noise.min()) / (noise.max() - noise.min())
+    calls = 0
+    original = condinst_edu.adaptis_greedy._flood
+
+    def count(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        original(*arguments)
+
+    condinst_edu.adaptis_greedy._flood = count  # type: ignore[assignment]
+    try:
+        points, basins = find_local_maxima(values, 0.35)
+    finally:
+        condinst_edu.adaptis_greedy._flood = original
+    assert calls == len(points) > 50
+    assert (basins > 0).float().mean() > 0.9
+
+
+def test_class_of_mask() -> None:
+    probabilities = torch.rand(3, 4, 5, generator=seeded(0)).softmax(dim=0)
+    masks = torch.rand(6, 4, 5, generator=seeded(1)) > 0.6
+    masks[2] = False
+    label, mean = class_of_mask(probabilities, masks)
+    for n in range(6):
+        sums = [sum(float(p) for p in probabilities[k][masks[n]]) for k in range(3)]
+        if n != 2:
+            assert label[n] == sums.index(max(sums))
+            assert mean[n].item() == pytest.approx(max(sums) / int(masks[n].sum()))
+    assert mean[2] == 0
+
+
+def test_aggregate_official_without_a_thing() -> None:
+    found = aggregate_official(lambda points: torch.zeros(len(points), 6, 9), torch.rand(6, 9), torch.zeros(1, 6, 9))
+    assert found.instances.sum() == 0
+    assert len(found.points) == 0
+
+
+# --------------------------------------------------------------------------------------------------------- whole model
+
+
+@pytest.mark.parametrize("propose", ["random", "branch"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_inference(propose: str, flip: bool) -> None:
+    """torchvision's interface, disjoint masks, scores that fall; batched is single; any size that is asked for."""
+    model = tiny(num_classes=3, propose=propose, flip=flip, threshold=0.1, proposal_threshold=0.2).eval()
+    shift_biases(model, masks=5, stuff=-3)
+    images = [torch.rand(3, 37, 50, generator=seeded(0)), torch.rand(3, 30, 33, generator=seeded(1))]
+    results = model(images)
+    for image, result in zip(images, results, strict=True):
+        height, width = image.shape[1:]
+        count = len(result["labels"])
+        assert result["masks"].shape == (count, height, width)
+        assert result["masks"].dtype == torch.bool
+        assert result["masks"].sum(dim=0).amax() <= 1 if count else True
+        assert result["boxes"].shape == (count, 4)
+        assert result["scores"].tolist() == sorted(result["scores"].tolist(), reverse=True)
+        for mask, (x1, y1, x2, y2) in zip(result["masks"], result["boxes"].int().tolist(), strict=True):
+            assert mask[y1:y2, x1:x2].sum() == mask.sum() > 0
+        alone = model([image])[0]
+        assert torch.equal(alone["masks"], result["masks"])
+    assert len(results[0]["labels"])
+    larger = model(images[:1], output_sizes=[(74, 100)])[0]
+    assert larger["masks"].shape[1:] == (74, 100)
+    assert torch.equal(larger["masks"][:, ::2, ::2], results[0]["masks"])
+
+
+def test_mirrored_images_give_mirrored_probabilities() -> None:
+    """With the mean over both, a mirrored image's masks are the mirrored masks."""
+    model = tiny(flip=True).eval()
+    image = torch.rand(3, 20, 31, generator=seeded(0))
+    points = torch.tensor([[4.0, 3.0], [30.0, 19.0]])
+    mirrored = torch.stack([30 - points[:, 0], points[:, 1]], dim=1)
+    same(model.look(image).draw(points), model.look(image.flip(2)).draw(mirrored).flip(2), 1e-5)
+
+
+def test_panoptic() -> None:
+    model = tiny(num_classes=2, stuff=2, threshold=0.1).eval()
+    shift_biases(model, masks=5)
+    result = model.panoptic(torch.rand(3, 37, 50, generator=seeded(0)))
+    ids = {segment["id"] for segment in result["segments_info"]}
+    assert ids == set(result["panoptic"].unique().tolist()) - {0}
+    for segment in result["segments_info"]:
+        assert segment["area"] == (result["panoptic"] == segment["id"]).sum()
+        assert segment["category_id"] in ((1, 2) if segment["isthing"] else (3, 4))
+
+
+def test_the_backbone_runs_once_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(threshold=0.1).eval()
+    calls = []
+    model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    model([torch.rand(3, 37, 50)])
+    seen = model.look(torch.rand(3, 37, 50))
+    for k in range(3):
+        seen.draw(torch.tensor([[float(k), 1.0]]))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("size", [(32, 48), (33, 49), (21, 38)])
+def test_unet_keeps_every_size(size: tuple[int, int]) -> None:
+    net = UNet(4, 16, 3).eval()
+    assert net(torch.randn(2, 3, *size)).shape == (2, 4, *size)
+
+
+def test_deeplab() -> None:
+    net = DeepLab("resnet50", out_channels=16, skip_channels=4).eval()
+    with torch.no_grad():
+        assert net(torch.randn(1, 3, 40, 64)).shape == (1, 16, 10, 16)
+        assert net.coarse(net.fine(net.stem(torch.randn(1, 3, 40, 64)))).shape[2:] == (5, 8)
