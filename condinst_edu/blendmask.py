@@ -6,8 +6,8 @@ crops and made to sum to 1 over the bases, weighs them -> one mask per box -> pa
 one cell this is YOLACT's weighted sum, with one-hot attention FCIS's assembling. FCOS slides, part BlendMask; what they
 leave out is as in the official code, unless said.
 
-Legend: B images, L locations, M objects of an image, N instances of the batch, K bases, H, W map of the bases,
-a cells along a side of the attention, m cells along a side of a mask.
+Legend: B images, L locations, R positive ones, M objects of an image, N instances of the batch, K bases, H, W map of
+the bases, a cells along a side of the attention, m cells along a side of a mask.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,8 @@ class BasisModule(nn.Module):
     """The bases: K maps for all instances, from the pyramid's finest levels, at twice the finest one's resolution.
 
     in_channels: of the pyramid; num_bases: K; num_levels: how many levels it takes, from the finest on; channels: of
-    its convolutions; convs: 3x3 convolutions between the sum and the upsampling (2 in the real-time models).
+    its convolutions; convs: 3x3 convolutions between the sum and the upsampling (2 in the real-time models); first:
+    levels it passes over (1 in a pyramid that has P2 for somebody else).
     forward: the pyramid -> (B, K, H, W) without activation. Its upsampling has half-pixel centres, as RoIAlign has.
     Source: slides:blendmask-blender (YOLACT's ProtoNet on a sum of levels, as configured in the official code).
     """
@@ -55,11 +56,12 @@ class BasisModule(nn.Module):
         channels: int = 128,
         convs: int = 3,
         norm: Norm = "bn",
+        first: int = 0,
     ) -> None:
         super().__init__()
         if num_levels < 1 or num_bases < 1:
             raise ValueError(f"there is at least one level and one basis, not {num_levels} and {num_bases}")
-        self.num_bases, self.num_levels = num_bases, num_levels
+        self.num_bases, self.num_levels, self.first = num_bases, num_levels, first
         self.refine = nn.ModuleList(conv_block(in_channels, channels, norm=norm) for _ in range(num_levels))
         self.tower = nn.Sequential(
             *(conv_block(channels, channels, norm=norm) for _ in range(convs)),
@@ -69,8 +71,9 @@ class BasisModule(nn.Module):
         )
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
-        total = self.refine[0](pyramid[0])
-        for x, refine in zip(pyramid[1:], self.refine[1:], strict=False):
+        levels = pyramid[self.first :]
+        total = self.refine[0](levels[0])
+        for x, refine in zip(levels[1:], self.refine[1:], strict=False):
             total = total + F.interpolate(refine(x), total.shape[-2:], mode="bilinear")
         return self.tower(total)
 
@@ -78,8 +81,8 @@ class BasisModule(nn.Module):
 class DeepLabBases(nn.Module):
     """The same bases from a decoder as DeepLabV3+ has it: wide context of a coarse level, detail of the finest.
 
-    in_channels, num_bases, channels: as of BasisModule; num_levels: the last of them is the coarse one; rates: of the
-    3x3 convolutions that read the context, in its cells; detail: channels taken from the finest level.
+    in_channels, num_bases, channels, first: as of BasisModule; num_levels: the last of them is the coarse one; rates:
+    of the 3x3 convolutions that read the context, in its cells; detail: channels taken from the finest level.
     forward: the pyramid -> (B, K, H, W), twice the finest level's resolution. No published model has it.
     Source: slides:blendmask-blender ("dense bottom module").
     """
@@ -92,11 +95,12 @@ class DeepLabBases(nn.Module):
         channels: int = 128,
         rates: Sequence[int] = (6, 12, 18),
         detail: int = 48,
+        first: int = 0,
     ) -> None:
         super().__init__()
         if num_levels < 1 or num_bases < 1:
             raise ValueError(f"there is at least one level and one basis, not {num_levels} and {num_bases}")
-        self.num_bases, self.num_levels = num_bases, num_levels
+        self.num_bases, self.num_levels, self.first = num_bases, num_levels, first
         self.context = nn.ModuleList([conv_block(in_channels, channels, 1)])
         for rate in rates:
             conv = nn.Conv2d(in_channels, channels, 3, padding=rate, dilation=rate, bias=False)
@@ -112,7 +116,7 @@ class DeepLabBases(nn.Module):
         )
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
-        fine, coarse = pyramid[0], pyramid[self.num_levels - 1]
+        fine, coarse = pyramid[self.first], pyramid[self.first + self.num_levels - 1]
         whole = F.relu(self.whole(coarse.mean(dim=(2, 3), keepdim=True))).expand(-1, -1, *coarse.shape[-2:])
         joined = self.join(torch.cat([*(branch(coarse) for branch in self.context), whole], dim=1))
         context = F.interpolate(joined, fine.shape[-2:], mode="bilinear")
@@ -242,11 +246,12 @@ class BlendMask(nn.Module):
         self.attention = (self.bases.num_bases, attention, attention)
         head = {"learned_scales": False, **(head or {}), "top_channels": self.bases.num_bases * attention**2}
         self.fcos = FCOS(num_classes, channels=channels, threshold_product=threshold_product, head=head, **fcos)
-        if self.bases.num_levels > len(self.fcos.levels):
-            raise ValueError(f"the bases take {self.bases.num_levels} levels of {len(self.fcos.levels)}")
+        levels = self.fcos.levels[self.bases.first :]
+        if self.bases.num_levels > len(levels):
+            raise ValueError(f"the bases take {self.bases.num_levels} levels of {len(levels)}")
         self.semantic = semantic_head(channels, num_classes) if semantic else None
         self.semantic_weight, self.size = semantic_weight, size
-        self.stride = 2 ** self.fcos.levels[0] // 2
+        self.stride = 2 ** levels[0] // 2
 
     @property
     def semantic_stride(self) -> int | None:
@@ -292,7 +297,7 @@ class BlendMask(nn.Module):
         losses["loss_box"] = losses["loss_box"] + self.fcos.idle(pyramid)
         losses["loss_mask"] = self.mask_loss(points, outputs, assignment, bases, targets)
         if self.semantic is not None:
-            logits = self.semantic(pyramid[0])  # (B, num_classes + 1, h, w)
+            logits = self.semantic(pyramid[self.bases.first])  # (B, num_classes + 1, h, w)
             size = (logits.shape[-2], logits.shape[-1])
             labels = semantic_targets(targets, 2 * self.stride, size)
             losses["loss_semantic"] = self.semantic_weight * F.cross_entropy(logits, labels)
@@ -305,15 +310,19 @@ class BlendMask(nn.Module):
 
         Each location's mean is weighted by its centre-ness target, their sum divided by the weights' sum.
         """
-        boxes, attention, truth, weight = [], [], [], []
+        # A crop serves all locations of its object.
+        crops = crop_bases(bases, [target["boxes"] for target in targets], self.stride, self.size)
+        owner, attention, truth, weight = [], [], [], []
+        before = 0  # objects of earlier images
         for i, (target, labels) in enumerate(zip(targets, assignment.labels, strict=True)):
             location = labels.nonzero().flatten()
             matched = assignment.matched[i, location]
-            boxes.append(target["boxes"][matched])
+            owner.append(before + matched)
             attention.append(self.attention_at(points, outputs, i, location))
             truth.append(crop_masks(target["masks"], target["boxes"], self.size)[matched])
             weight.append(centerness(assignment.distances[i, location]))
-        logits = blend(bases, boxes, torch.cat(attention), self.stride, self.size)  # (R, m, m)
+            before += len(target["boxes"])
+        logits = merge_bases(crops[torch.cat(owner)], torch.cat(attention))  # (R, m, m)
         entropy = F.binary_cross_entropy_with_logits(logits, torch.cat(truth).to(logits), reduction="none")
         total = torch.cat(weight).to(entropy)
         return (entropy.mean(dim=(1, 2)) * total).sum() / normaliser(total.sum(), least=1e-6)

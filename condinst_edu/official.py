@@ -25,19 +25,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from condinst_edu.blendmask import BlendMask
 from condinst_edu.condinst import CondInst
 from condinst_edu.engine.checkpoint import Trained, load_model, load_state, plain
 from condinst_edu.engine.recipe import Recipe, build_model
 from condinst_edu.errors import UserError
-from condinst_edu.fcos import FCOS
-from condinst_edu.official_names import official_shapes
+from condinst_edu.official_names import OfficialDetector, official_shapes
 from condinst_edu.official_solo import TABLE as SOLO_TABLE
 from condinst_edu.official_solo import fetch_url, solo_recipe, solo_shapes
 from condinst_edu.solo import SOLO
 
 State = dict[str, Tensor]
-OfficialModel = FCOS | CondInst | BlendMask | SOLO
+OfficialModel = OfficialDetector | SOLO
 
 TABLE = Path(__file__).with_name("official_models.tsv")
 
@@ -54,6 +52,19 @@ COCO = {
     67: "dining table", 70: "toilet", 72: "tv", 73: "laptop", 74: "mouse", 75: "remote", 76: "keyboard",
     77: "cell phone", 78: "microwave", 79: "oven", 80: "toaster", 81: "sink", 82: "refrigerator", 84: "book",
     85: "clock", 86: "vase", 87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
+}  # fmt: skip
+
+# Its 53 classes of stuff, which panoptic models know too.
+COCO_STUFF = {
+    92: "banner", 93: "blanket", 95: "bridge", 100: "cardboard", 107: "counter", 109: "curtain", 112: "door-stuff",
+    118: "floor-wood", 119: "flower", 122: "fruit", 125: "gravel", 128: "house", 130: "light", 133: "mirror-stuff",
+    138: "net", 141: "pillow", 144: "platform", 145: "playingfield", 147: "railroad", 148: "river", 149: "road",
+    151: "roof", 154: "sand", 155: "sea", 156: "shelf", 159: "snow", 161: "stairs", 166: "tent", 168: "towel",
+    171: "wall-brick", 175: "wall-stone", 176: "wall-tile", 177: "wall-wood", 178: "water-other", 180: "window-blind",
+    181: "window-other", 184: "tree-merged", 185: "fence-merged", 186: "ceiling-merged", 187: "sky-other-merged",
+    188: "cabinet-merged", 189: "table-merged", 190: "floor-other-merged", 191: "pavement-merged",
+    192: "mountain-merged", 193: "grass-merged", 194: "dirt-merged", 195: "paper-merged", 196: "food-other-merged",
+    197: "building-other-merged", 198: "rock-merged", 199: "wall-other-merged", 200: "rug-merged",
 }  # fmt: skip
 
 
@@ -82,6 +93,10 @@ def official_models() -> tuple[Official, ...]:
         return tuple(Official(**row) for row in csv.DictReader(file, delimiter="\t"))
 
 
+# A configuration of the authors', whose trained model is not in the table.
+PANOPTIC = Official("BlendMask_Panoptic_R_50_1x", "BlendMask/Panoptic/R_50_1x.yaml", *[""] * 8)
+
+
 @functools.cache
 def solo_models() -> tuple[Official, ...]:
     """mmdetection's SOLO models; their `repository` is a host and `file` a path there, their fps those of a V100."""
@@ -96,7 +111,7 @@ def find_official(name: str) -> Official:
     """
     wanted = name.removeprefix("configs/").removesuffix(".yaml").removesuffix(".py")
     known: dict[str, Official] = {}
-    for model in (*official_models(), *solo_models()):
+    for model in (*official_models(), *solo_models(), PANOPTIC):
         for key in (model.name, model.config.removesuffix(".yaml").removesuffix(".py"), model.alias or model.name):
             known[key] = model
     if wanted not in known:
@@ -161,6 +176,8 @@ def blendmask_recipe(config: str, args: dict[str, Any]) -> Recipe:
         args |= {"bases": {"convs": 2}, "head": head}
         if "bn-head" in config:
             head["norm"] = "bn_per_level"
+    if "Panoptic" in config:
+        return Recipe("panoptic-blendmask", {"num_things": len(COCO), **args})
     return Recipe("blendmask", args, **size)
 
 
@@ -227,16 +244,19 @@ def open_official(name: str, checkpoint: str | Path | None = None, num_classes: 
     official = find_official(name)
     if num_classes is not None and num_classes < 1:
         raise UserError(f"num_classes is at least 1, not {num_classes}")
-    path = fetch(official) if checkpoint is None else Path(checkpoint)
     recipe = official_recipe(official)
-    ids, names = list(COCO), list(COCO.values())
+    classes = {**COCO, **COCO_STUFF} if "num_things" in recipe.model_args else COCO
+    if num_classes is not None and classes is not COCO:
+        raise UserError(f"{official.name} has things and stuff: num_classes cannot be changed")
+    path = fetch(official) if checkpoint is None else Path(checkpoint)
+    ids, names = list(classes), list(classes.values())
     if path.suffix == ".safetensors":
         trained = load_model(path)
         if plain(recipe)["model_args"] != trained.recipe["model_args"]:
             raise UserError(f"{path} is no {official.name}: its model has other arguments")
         model, ids, names = trained.model, trained.category_ids, trained.class_names
     else:
-        model = build_model(recipe.model, len(COCO), recipe.model_args)
+        model = build_model(recipe.model, len(ids), recipe.model_args)
         assert isinstance(model, OfficialModel)
         model.load_state_dict(convert_state(read_pth(path), model, str(path), official.name))
     if num_classes is None:
@@ -330,6 +350,8 @@ def fetch(model: Official) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    if not model.repository:
+        raise UserError(f"{model.name} is not among the published models: give the path of its file")
     repository, file, endpoint = model.repository, model.file, os.environ.get("HF_ENDPOINT")
     try:
         try:  # ask once; the download itself would try for half a minute

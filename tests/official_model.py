@@ -103,7 +103,8 @@ def official_numbers(model: Any, images: Sequence[Tensor], output_sizes: Sequenc
         top = torch.stack([fcos.head.top_at(outputs, points, i, every) for i in range(len(images))])
         fields["top_feats"] = flip_coordinates(model, top) if isinstance(model, CondInst) else top
     for level in range(len(fcos.strides)):
-        size = (pyramid[level].shape[-2], pyramid[level].shape[-1])
+        map_ = pyramid[-len(fcos.strides) :][level]
+        size = (map_.shape[-2], map_.shape[-1])
         for name, field in fields.items():
             numbers[f"{name}_{level}"] = field[:, points.level == level].mT.unflatten(2, size)
     if isinstance(model, CondInst):

@@ -30,6 +30,7 @@ from condinst_edu.layers.fpn import FPN
 from condinst_edu.layers.images import Batch, make_batch
 from condinst_edu.layers.unified import OUTSIDE, PanopticLayer, mean_embeddings, paste_logits
 from condinst_edu.layers.upsample import upsample_to
+from condinst_edu.panoptic import UnifiedPanopticModel
 from condinst_edu.papers import naive_dr1mask as naive
 from condinst_edu.progress import progress_bar
 from condinst_edu.recipes import dr1mask as dr1mask_recipes
@@ -613,8 +614,8 @@ def test_recipes_and_rows() -> None:
         "dr1mask:table-1:w-a": {"factors": "a"},
         "dr1mask:table-1:w-b": {"factors": "b"},
         "dr1mask:table-1:w-a-b": {"attention": "vector"},
-        "dr1mask:table-2:wo-a-b": {"factors": "none", "num_stuff": 53, "attention": "vector"},
-        "dr1mask:table-2:w-a-b": {"num_stuff": 53},
+        "dr1mask:table-2:wo-a-b": {"factors": "none", "num_things": 80, "attention": "vector"},
+        "dr1mask:table-2:w-a-b": {"num_things": 80},
         "dr1mask:table-3:none": {"factors": "none"},
         "dr1mask:table-3:fpn": {"context": "fpn"},
         "dr1mask:table-3:class-tower": {"context": "class"},
@@ -624,12 +625,12 @@ def test_recipes_and_rows() -> None:
         "dr1mask:table-4:factored": {},
         "dr1mask:table-5:32": {"divisor": 32, "basis": {"width": 32, "aligned": False}},
         "dr1mask:table-5:128": {"divisor": 128, "basis": {"width": 32, "aligned": False}},
-        "dr1mask:table-5:4-w-aligned": {"num_stuff": 53},
+        "dr1mask:table-5:4-w-aligned": {"num_things": 80},
         "dr1mask:table-6:32": {"basis": {"width": 32}},
         "dr1mask:table-6:64": {"basis": {"width": 64}},
         "dr1mask:table-6:128": {"basis": {"width": 128}},
         "dr1mask:table-7:vector": {"attention": "vector"},
-        "dr1mask:table-7:factored": {"attention": "factored", "num_stuff": 53},
+        "dr1mask:table-7:factored": {"attention": "factored", "num_things": 80},
     }
     assert dr1mask_rows() == list(expected)
     for name, settings in expected.items():
@@ -639,7 +640,8 @@ def test_recipes_and_rows() -> None:
         small = override_model(
             recipe, ("backbone=resnet18", "backbone_options={}", "head.tower_convs=1", "channels=16")
         )
-        build_model(small.model, 80, small.model_args)
+        model: Any = build_model(small.model, 80 if recipe.train_panoptic is None else 133, small.model_args)
+        assert (recipe.train_panoptic is not None) == isinstance(model, UnifiedPanopticModel)
     with pytest.raises(UserError, match=r"expected one of dr1mask:table-4:vector, dr1mask:table-4:full"):
         get_recipe("dr1mask:table-4:half")
 
@@ -650,7 +652,8 @@ def test_full_size_models(name: str) -> None:
     recipe = get_recipe(name)
     args = {**recipe.model_args, "backbone_options": {**recipe.model_args["backbone_options"], "weights": None}}
     with torch.device("meta"):
-        model = build_model(recipe.model, 80, args)
+        model: Any = build_model(recipe.model, 80 if recipe.train_panoptic is None else 133, args)
+    model = model.instances if isinstance(model, UnifiedPanopticModel) else model
     assert isinstance(model, DR1Mask)
     assert model.stride == 4
     assert model.fcos.divisor == 4

@@ -12,6 +12,7 @@ from helpers import enliven, same, seeded
 from PIL import Image
 from torch import nn
 
+from condinst_edu.blendmask import BasisModule, BlendMask, DeepLabBases
 from condinst_edu.cli import run
 from condinst_edu.condinst import BottomBranch, CondInst
 from condinst_edu.datasets.coco_panoptic import PanopticDataset, PanopticFiles, PanopticWriter
@@ -21,7 +22,7 @@ from condinst_edu.engine.evaluate import evaluate, headline
 from condinst_edu.engine.panoptic import draw_panoptic, named
 from condinst_edu.engine.recipe import build_model
 from condinst_edu.errors import UserError
-from condinst_edu.panoptic import PanopticModel, evaluate_coco_panoptic
+from condinst_edu.panoptic import PanopticModel, UnifiedPanopticModel, evaluate_coco_panoptic
 from condinst_edu.panoptic_models import panoptic_condinst
 from condinst_edu.recipes import get_recipe
 
@@ -151,6 +152,18 @@ def test_bottom_branch_can_pass_over_a_level() -> None:
         CondInst(3, backbone="tiny", channels=16, levels=(3, 4, 5), ranges=(32, 64), bottom={"first": 1})
 
 
+@pytest.mark.parametrize("basis_module", ["proto", "deeplab"])
+def test_bases_can_pass_over_a_level(basis_module: Any) -> None:
+    torch.manual_seed(0)
+    modules: dict[str, Any] = {"proto": BasisModule, "deeplab": DeepLabBases}
+    module, plain = (modules[basis_module](6, 4, 2, 8, first=first).double().eval() for first in (1, 0))
+    plain.load_state_dict(module.state_dict())
+    pyramid = [torch.randn(1, 6, 32 >> i, 48 >> i, generator=seeded(i), dtype=torch.float64) for i in range(4)]
+    same(module(pyramid), plain(pyramid[1:]))
+    with pytest.raises(ValueError, match="the bases take 3 levels of 2"):
+        BlendMask(3, backbone="tiny", channels=16, levels=(3, 4, 5), ranges=(32, 64), bases={"first": 1})
+
+
 def test_full_size_model_is_that_of_the_paper() -> None:
     """Masks at 1/4 from a bottom branch on P3, stuff at 1/4 from P2..P5, 54 classes of COCO beside 80 of things."""
     model = panoptic_condinst(backbone_options={"weights": None})
@@ -165,6 +178,61 @@ def test_full_size_model_is_that_of_the_paper() -> None:
     # P2's lateral and output convolution, and the branch
     more = 256 * 256 + 256 + 256 * 256 * 9 + 256 + 54 * 1024 + 54
     assert sum(p.numel() for p in model.parameters()) == plain + more
+
+
+def test_unified_model_reads_out_the_largest_logit() -> None:
+    """Pixel by pixel: the largest of the stuff's logits and those of the instances that are sure enough."""
+
+    class Fixed(nn.Module):
+        def forward(self, images: Any, output_sizes: Any) -> list[dict[str, Any]]:
+            return [{**results, "panoptic_logits": logits}]
+
+    logits = torch.randn(5, 9, 14, generator=seeded(0))  # two classes of stuff, three instances
+    results = {"labels": torch.tensor([2, 1, 2]), "scores": torch.tensor([0.9, 0.6, 0.3])}
+    model = UnifiedPanopticModel(Fixed(), num_things=3, stride=1, min_stuff=30).eval()
+    (found,) = model([torch.zeros(3, 9, 14)])
+    assert "panoptic_logits" not in found
+    expected = torch.zeros(9, 14, dtype=torch.int64)
+    for y, x in np.ndindex(9, 14):
+        best = int(logits[:4, y, x].argmax())  # the third instance does not compete
+        expected[y, x] = {2: 1, 3: 2, 0: 3, 1: 4}[best]  # things come first
+    areas = expected.flatten().bincount().tolist()
+    rows = [(1, 2, 1), (2, 1, 1), (3, 4, 0), (4, 5, 0)]
+    kept = [row for row in rows if row[2] or areas[row[0]] >= 30]
+    assert [(s["category_id"], s["isthing"]) for s in found["segments_info"]] == [row[1:] for row in kept]
+    for segment, row in zip(found["segments_info"], kept, strict=True):
+        assert torch.equal(found["panoptic"] == segment["id"], expected == row[0])
+        assert segment["area"] == areas[row[0]]
+
+
+def test_unified_model_by_the_command_line(shapes: Path, tmp_path: Path) -> None:
+    """DR1Mask's panoptic layer learns from panoptic files and is scored like the others."""
+    out = ["--data", str(shapes), "--out", str(tmp_path / "run"), "--iterations", "2", "--batch-size", "4"]
+    assert run(["train", "shapes-panoptic-dr1mask", *out]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert "panoptic" in lines[0]
+    stored = load_model(tmp_path / "run" / "model.safetensors").model
+    assert isinstance(stored, UnifiedPanopticModel)
+    assert stored.num_things == 5
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["All"]["n"] > 0
+
+
+def test_unified_model_hands_on_things_and_stuff() -> None:
+    """What DR1Mask gets is the things' masks and a map of stuff, 0 for things and void; its losses are its own."""
+    torch.manual_seed(0)
+    recipe = get_recipe("shapes-panoptic-dr1mask")
+    model: Any = build_model(recipe.model, 9, recipe.model_args).train()
+    masks = torch.zeros(3, 64, 96, dtype=torch.bool)
+    masks[0, 10:40, 10:50], masks[1, 40:60, :], masks[2, :10, :] = True, True, True
+    boxes = torch.tensor([[10.0, 10, 50, 40], [0, 40, 96, 60], [0, 0, 96, 10]])
+    target = {"masks": masks, "boxes": boxes, "labels": torch.tensor([2, 7, 9])}
+    stuff = masks[1] * 2 + masks[2] * 4  # classes 7 and 9 of 5 + 4
+    own = {"masks": masks[:1], "boxes": boxes[:1], "labels": torch.tensor([2]), "stuff": stuff}
+    image = torch.rand(3, 64, 96, generator=seeded(0))
+    losses, expected = model([image], [target]), model.instances([image], [own])
+    assert losses.keys() == expected.keys() >= {"loss_panoptic", "loss_mask"}
+    for name in losses:
+        same(losses[name], expected[name], 1e-6)
 
 
 def test_model_arguments_are_checked() -> None:

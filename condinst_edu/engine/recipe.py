@@ -19,7 +19,7 @@ from condinst_edu.dr1mask import DR1Mask
 from condinst_edu.errors import UserError
 from condinst_edu.fcos import FCOS
 from condinst_edu.mask_rcnn import MaskRCNN
-from condinst_edu.panoptic_models import panoptic_condinst
+from condinst_edu.panoptic_models import panoptic_blendmask, panoptic_condinst, panoptic_dr1mask
 from condinst_edu.solo import SOLO, DecoupledSOLO
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -32,6 +32,17 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "adaptis": AdaptIS,
     "mask-rcnn": MaskRCNN,
     "panoptic-condinst": panoptic_condinst,
+    "panoptic-blendmask": panoptic_blendmask,
+    "panoptic-dr1mask": panoptic_dr1mask,
+}
+# Those that hand arguments which they do not know on to other constructors.
+PASSES_ON: dict[str, tuple[Callable[..., nn.Module], ...]] = {
+    "condinst": (FCOS,),
+    "blendmask": (FCOS,),
+    "dr1mask": (FCOS,),
+    "panoptic-condinst": (FCOS, CondInst),
+    "panoptic-blendmask": (FCOS, BlendMask),
+    "panoptic-dr1mask": (FCOS, DR1Mask),
 }
 
 
@@ -49,6 +60,8 @@ class Recipe:
         "adaptis",
         "mask-rcnn",
         "panoptic-condinst",
+        "panoptic-blendmask",
+        "panoptic-dr1mask",
     ] = "condinst"
     """Which model."""
     model_args: dict[str, Any] = field(default_factory=dict)
@@ -162,12 +175,9 @@ def build_model(model: str, num_classes: int, model_args: dict[str, Any]) -> nn.
 
 def check_model_args(model: str, model_args: dict[str, Any]) -> None:
     """UserError where an argument is no parameter of the model, or no number where the model has one."""
-    known = dict(inspect.signature(MODELS[model]).parameters)
-    if model in ("condinst", "blendmask", "dr1mask"):  # they hand what they do not know themselves to FCOS
-        known = {**inspect.signature(FCOS).parameters, **known}
-    if model == "panoptic-condinst":
-        known = {**inspect.signature(FCOS).parameters, **inspect.signature(CondInst).parameters, **known}
-    known = {name: p for name, p in known.items() if name not in ("num_classes", "fcos", "condinst")}
+    constructors = (*PASSES_ON.get(model, ()), MODELS[model])
+    parameters = [p for c in constructors for p in inspect.signature(c).parameters.values()]
+    known = {p.name: p for p in parameters if p.name != "num_classes" and p.kind != p.VAR_KEYWORD}
     for name, value in model_args.items():
         if name not in known:
             raise UserError(f"{model} has no argument {name!r}; it has {', '.join(sorted(known))}")

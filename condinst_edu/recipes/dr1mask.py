@@ -6,7 +6,7 @@
 1x is 90 000 iterations with steps at 60 000 and 80 000, 3x is 270 000 with steps at 180 000 and 240 000 (the paper's,
 not the official ones of CondInst); 1000 iterations of warm-up, rate 0.01, 16 images, short sides 640 to 800. The
 auxiliary semantic loss has weight 0.3. ResNets start from torchvision's IMAGENET1K_V1, as those of CondInst here.
-None of these recipes has been run to its end here. The panoptic ones need targets with a map of `stuff`.
+None of these recipes has been run to its end here. The panoptic ones train on COCO's panoptic files, see panoptic.py.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from typing import Any
 from condinst_edu.engine.recipe import Recipe, override_model
 from condinst_edu.errors import UserError
 from condinst_edu.papers import TABLES
+from condinst_edu.recipes.panoptic import PANOPTIC_FILES
 
 STEPS = {90_000: (60_000, 80_000), 270_000: (180_000, 240_000)}
 
@@ -59,8 +60,9 @@ def coco_dr1mask_r101_dcn_3x() -> Recipe:
 
 def panoptic(recipe: Recipe, width: int) -> Recipe:
     """The same with the unified panoptic layer for COCO's 53 classes of stuff, and a vector for each instance."""
-    args = {**recipe.model_args, "attention": "vector", "num_stuff": 53, "basis": {"width": width}}
-    return dataclasses.replace(recipe, model_args=args)
+    args = {**recipe.model_args, "num_things": 80, "attention": "vector", "basis": {"width": width}}
+    changes: dict[str, Any] = {"model": "panoptic-dr1mask", "model_args": args, **PANOPTIC_FILES}
+    return dataclasses.replace(recipe, **changes)
 
 
 def coco_dr1mask_panoptic_r50_1x() -> Recipe:

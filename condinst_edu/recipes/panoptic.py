@@ -13,18 +13,17 @@ from typing import Any
 from condinst_edu.engine.recipe import Recipe
 from condinst_edu.recipes.coco import coco, resnet
 
+PANOPTIC_FILES = {
+    "train_json": "annotations/panoptic_train2017.json",
+    "train_panoptic": "annotations/panoptic_train2017",
+    "val_json": "annotations/panoptic_val2017.json",
+    "val_panoptic": "annotations/panoptic_val2017",
+}
+
 
 def coco_panoptic(length: str, model_args: dict[str, Any]) -> Recipe:
     """What all have in common."""
-    return coco(
-        "panoptic-condinst",
-        length,
-        model_args,
-        train_json="annotations/panoptic_train2017.json",
-        train_panoptic="annotations/panoptic_train2017",
-        val_json="annotations/panoptic_val2017.json",
-        val_panoptic="annotations/panoptic_val2017",
-    )
+    return coco("panoptic-condinst", length, model_args, **PANOPTIC_FILES)
 
 
 def coco_panoptic_condinst_r50_1x() -> Recipe:

@@ -87,24 +87,29 @@ def shapes_dr1mask() -> Recipe:
     return dataclasses.replace(shapes_fcos(), model="dr1mask", model_args=model_args)
 
 
-def shapes_panoptic_condinst() -> Recipe:
-    """Tiny CondInst with a semantic branch: things and stuff of the shapes' landscapes."""
-    condinst = shapes_condinst()
-    model_args = {
-        **condinst.model_args,
-        "num_things": 5,
-        "bottom": {**condinst.model_args["bottom"], "first": 0},
-        "fusion": {"min_stuff": 200},  # the same part of the image as 64 x 64 pixels of one of COCO's
-    }
+def panoptic_shapes(recipe: Recipe, model_args: dict[str, Any]) -> Recipe:
+    """A panoptic model that is trained as an instance model is, on the shapes' panoptic files."""
     return dataclasses.replace(
-        condinst,
-        model="panoptic-condinst",
-        model_args=model_args,
+        recipe,
+        model=f"panoptic-{recipe.model}",  # type: ignore[arg-type]
+        # The same part of the image as 64 x 64 pixels of one of COCO's
+        model_args={**recipe.model_args, "num_things": 5, "fusion": {"min_stuff": 200}, **model_args},
         train_json="annotations/panoptic_train.json",
         val_json="annotations/panoptic_val.json",
         train_panoptic="panoptic_train",
         val_panoptic="panoptic_val",
     )
+
+
+def shapes_panoptic_condinst() -> Recipe:
+    """Tiny CondInst with a semantic branch: things and stuff of the shapes' landscapes."""
+    condinst = shapes_condinst()
+    return panoptic_shapes(condinst, {"bottom": {**condinst.model_args["bottom"], "first": 0}})
+
+
+def shapes_panoptic_dr1mask() -> Recipe:
+    """Tiny DR1Mask with the panoptic layer, a vector for each instance."""
+    return panoptic_shapes(shapes_dr1mask(), {"attention": "vector", "attention_options": {}})
 
 
 def shapes_mask_rcnn() -> Recipe:
