@@ -291,6 +291,11 @@ print(f"rows between a cell and the brightest place of its mean mask: {off.mean(
 pictures = {"this image": seen.all_masks(0), "mean of 50 images": mean / mean.max()}
 see.show_all_cells(pictures, step=4)
 
+# %% [markdown] tags=["instructor"]
+# minutes: 5
+# Find one object of the photo in the left mosaic: how many channels hold it, and why about that many? In the right one
+# every channel has a bright spot at its own cell. Ask what a network would look like in which this picture is all grey.
+
 # %% [markdown]
 # ## Decoupled
 #
@@ -352,6 +357,11 @@ scores = {name: score_tiny(name)["mask"] for name in (*names, "condinst")}
 for name, score in scores.items():
     numbers = "  ".join(f"{key} {100 * score[key]:5.1f}" for key in ("AP", "AP50", "AP75"))
     print(f"{TINY[name].about:38} mask {numbers}")
+
+# %% [markdown] tags=["instructor"]
+# minutes: 3
+# CondInst is far ahead here; on COCO the published 3x models are within two points (`condinst-edu weights`). What is
+# different? Length of training, and how many examples each channel sees: ask for an estimate.
 
 # %% [markdown]
 # ## Break it
@@ -459,11 +469,13 @@ print(f"and one of 8 beside it, at stride 4: {both:.1f}")
 
 # %% [markdown]
 # CoordConv brings nothing here: at 128 pixels the network does not need it, as the padding showed. (One seed; a point or
-# two may be chance.) A dozen cells along a side are enough for these images; more cannot help, fewer lose objects, as the counts at the
-# beginning said. Levels cannot show their worth here: our objects are 12 to 54 pixels large, COCO's from a few to
-# hundreds, and there no single grid is fine enough for the small ones *and* cheap enough for the large ones. The trained
-# models stay far below their ceilings: their training was short for networks that learn 208 places one by one. CondInst
-# learns one filter writer for all places, and is ahead.
+# two may be chance.) A dozen cells along a side are enough for these images; more cannot help, fewer lose objects, as
+# the counts at the beginning said. Levels cannot show their worth: our objects are 12 to 54 pixels large, COCO's from a
+# few to hundreds, and there no single grid is fine enough for the small ones *and* cheap enough for the large ones.
+#
+# *Decoupled* is far ahead, where the slides found the two equal after a long training. Ours was short, and SOLO has to
+# learn 208 places one by one: a channel learns only from objects that happen to lie in its cell. A row's map learns from
+# every object in its row. CondInst learns one way to draw for all places, and needs least.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 7
@@ -502,6 +514,11 @@ for name, result in everything.items():
     iou = mask_iou(sure, truth, torch.zeros(len(truth), dtype=torch.bool)).amax(dim=0).mean()
     panels[f"{name}: mean IoU {iou:.2f}"] = (photo, {"masks": sure})
 pic.show_panels(panels, columns=3)
+
+# %% [markdown] tags=["instructor"]
+# minutes: 5
+# Three columns on the board: filter, point, cell. What is computed once per image, what per object? What happens with a
+# hundred objects, with none? Which of them needs NMS, and on what?
 
 # %% [markdown]
 # ## Play
