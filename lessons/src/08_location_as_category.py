@@ -316,6 +316,8 @@ same_as(p_i * p_j, twin.cell(level, i, j).soft)
 pic.show_maps({f"row {i}": p_i, f"column {j}": p_j, f"cell ({i}, {j})": p_i * p_j}, limit=1)
 
 # %% [markdown]
+# Neither map is the mask; together they leave what is in both, the object in this row *and* this column.
+#
 # What it saves, counted for full-size models on an image of 800 x 1344 pixels, and measured on the tiny ones:
 
 # %% tags=["demo"]
@@ -340,9 +342,9 @@ for name, model in (("SOLO", solo), ("Decoupled SOLO", decoupled)):
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
-# Which masks can a product draw that a single channel could not, and the other way round? Misconception: "p(i) is a
-# stripe". It is whatever, times p(j), gives the right mask; look at the maps. `condinst-edu bench solo` measures memory
-# and time of the full-size models.
+# Look at the picture together: the row's map is a stripe through all that lies in row i, the column's holds the shape.
+# Nothing asks for this division of labour; only the product is trained. Which pairs of objects can it confuse? (Those in
+# the row of one and the column of the other.) `condinst-edu bench solo` measures memory and time of full-size models.
 
 # %% [markdown]
 # ## Does it learn?
