@@ -552,7 +552,13 @@ for name, value in fitted.items():
 # %% [markdown]
 # ## Play
 #
-# The same instance, with its attention averaged to fewer and fewer cells. Choose another instance, or another image.
+# Choose an instance, and average its attention to fewer and fewer cells. Where does its mask break? Without a browser
+# there is a static picture, and `with_attention` gives the same:
+
+# %% tags=["play"]
+from condinst_edu.teach import explore_blend
+
+explore_blend(model, photo, class_names)
 
 # %% tags=["play", "demo"]
 from condinst_edu.teach.blending import with_attention
