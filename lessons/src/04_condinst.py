@@ -675,4 +675,4 @@ for entry in papers.ERRATA.values():
 # condinst-edu predict new.jpg --weights runs/photos/model.safetensors --out runs/new
 # ```
 #
-# Next: [lesson 5](05_attention_maps.ipynb), where masks are mixed from a few maps instead of drawn by filters.
+# Next: [lesson 5](05_attention_maps.ipynb), other ways to turn a detection into a mask.
