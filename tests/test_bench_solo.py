@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from condinst_edu import bench, bench_solo
+from condinst_edu import bench
 from condinst_edu.bench import Bench
+from condinst_edu.bench import solo as bench_solo
 from condinst_edu.errors import UserError
 from condinst_edu.progress import progress_bar
 from condinst_edu.recipes.shapes import shapes_solo

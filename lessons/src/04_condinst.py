@@ -501,7 +501,7 @@ pic.show_bars(times, "milliseconds")
 # %% tags=["demo"]
 from rich.progress import Progress
 
-from condinst_edu.bench_instances import CondInstCase, MaskRCNNCase, compare, tiny_models
+from condinst_edu.bench.instances import CondInstCase, MaskRCNNCase, compare, tiny_models
 
 counts = [1, 50, 100]
 torch.manual_seed(0)

@@ -13,7 +13,7 @@ import torch
 from rich.progress import Progress
 
 from condinst_edu.bench import Bench, Group, PeakMemory, Variant, race
-from condinst_edu.bench_targets import random_target
+from condinst_edu.bench.targets import random_target
 from condinst_edu.engine.train import step
 from condinst_edu.errors import UserError
 from condinst_edu.layers.images import Size, make_batch

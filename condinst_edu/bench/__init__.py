@@ -128,7 +128,7 @@ def run_bench(options: Bench) -> None:
         bench_lessons(options.json)
         return
     # Each bench is a module of its own: `run` gives its groups, `conclude` says what they mean, RUNS is the default.
-    bench = importlib.import_module(f"condinst_edu.bench_{options.name.replace('-', '_')}")
+    bench = importlib.import_module(f"condinst_edu.bench.{options.name.replace('-', '_')}")
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
