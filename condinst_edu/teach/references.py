@@ -6,8 +6,12 @@ Legend: N instances, L locations, K classes.
 import itertools
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
+
+from condinst_edu.adaptis_greedy import aggregate
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2) -> Tensor:
@@ -35,3 +39,28 @@ def fold_coordinates(weight: Tensor, bias: Tensor, centers: Tensor, scales: Tens
     """
     folded = weight / scales[:, None, None]
     return folded, bias - (folded @ centers[:, :, None]).squeeze(-1)
+
+
+def adain(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
+    """Adaptive instance normalisation with its scale and shift given: `AdaIN` makes these from a vector.
+
+    x (N, C, H, W); scale, shift (N, C). Returns (N, C, H, W). Source: adaptis:adain.
+    """
+    return F.instance_norm(x, eps=eps) * scale[:, :, None, None] + shift[:, :, None, None]
+
+
+def greedy(probabilities: Tensor, threshold: float = 0.4, overlap: float = 0.5) -> Tensor:
+    """`aggregate` for masks that are there already: probabilities (N, H, W), taken in this order.
+
+    Returns (H, W) int64, 0 for none, k for the k-th of those that are kept. Source: adaptis:greedy-aggregation.
+    """
+    order = iter(range(len(probabilities)))
+
+    def propose(unknown: Tensor) -> Tensor:
+        return torch.tensor([[float(k), 0.0] for k in itertools.islice(order, 1)]).reshape(-1, 2)
+
+    def draw(points: Tensor) -> Tensor:
+        return probabilities[points[:, 0].long()]
+
+    start = torch.zeros(probabilities.shape[1:], dtype=torch.bool)
+    return aggregate(draw, propose, start, threshold, overlap).instances
