@@ -52,7 +52,7 @@ def show_steps(image: Tensor, found: Aggregate, steps: Sequence[int], segmented:
     shown, kept = iter(axes[1:]), 0
     for number, step in enumerate(found.steps, start=1):
         if step.kept:
-            color = torch.tensor(COLORS(kept % 10)[:3])[:, None]
+            color = torch.tensor(COLORS(kept % 10)[:3], dtype=image.dtype)[:, None]
             painted[:, step.mask] = color
             kept += 1
         if number in steps:
@@ -64,7 +64,7 @@ def show_steps(image: Tensor, found: Aggregate, steps: Sequence[int], segmented:
             ax.set_title(f"step {number}: {'kept' if step.kept else 'ignored'}", fontsize=9)
     end = torch.ones_like(image)
     for i, mask in enumerate(found.masks):
-        end[:, mask] = torch.tensor(COLORS(i % 10)[:3])[:, None]
+        end[:, mask] = torch.tensor(COLORS(i % 10)[:3], dtype=image.dtype)[:, None]
     ax = next(shown)
     draw_image(ax, end)
     ax.set_title(f"the end: {len(found.points)} objects", fontsize=9)

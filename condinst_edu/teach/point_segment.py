@@ -77,13 +77,14 @@ class PointLook:
         maps: dict[str, Tensor] = {}
         hook = head.adain.register_forward_hook(lambda _, args, out: maps.update(before=args[0][0], after=out[0]))
         try:
-            logits = model.logits(features, image, point)[:, :height, :width]
+            with evaluating(model):
+                logits = model.logits(features, image, point)[:, :height, :width]
+                vector = head.vectors(features, image, point)
         finally:
             hook.remove()
         probability = logits.sigmoid()
         mask = probability > model.threshold
         label, _ = class_of_mask(self.seen.semantic[model.stuff :], mask)
-        vector = head.vectors(features, image, point)
         size = (features.shape[-2], features.shape[-1])
         return PointSegment(
             location=(float(x), float(y)),
