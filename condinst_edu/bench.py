@@ -5,9 +5,11 @@
     condinst-edu bench lessons              each notebook's seconds, beside its budget
     condinst-edu bench inference            beside torchvision's Mask R-CNN and FCOS
     condinst-edu bench instances            time against the number of instances, beside Mask R-CNN
+    condinst-edu bench dr1conv              DR1Conv beside a plain and a fully dynamic convolution
     condinst-edu bench training             the same in training, made for a GPU
     condinst-edu bench loader               training samples a second, beside torchvision's transforms
     condinst-edu bench evaluation           encoding and scoring of 100 masks an image
+    condinst-edu bench panoptic             panoptic quality of COCO files
 
 All variants of a group run in turn (A B C, A B C, ...), so that whatever slows the machine down slows all of them: the
 ratios of the medians hold on a busy machine too, the milliseconds do not. One thread unless told otherwise.
@@ -45,23 +47,36 @@ class Bench:
     """Compare the fast forms of a step with the plain ones, on this machine."""
 
     name: Annotated[
-        Literal["mask-head", "targets", "instances", "inference", "training", "loader", "evaluation", "lessons"],
+        Literal[
+            "mask-head",
+            "targets",
+            "instances",
+            "inference",
+            "dr1conv",
+            "training",
+            "loader",
+            "evaluation",
+            "panoptic",
+            "lessons",
+        ],
         tyro.conf.Positional,
     ]
     """mask-head: the dynamic mask head in inference and training, and the way from its logits to binary masks.
     targets: target assignment beside a training step.
     instances: CondInst and Mask R-CNN at several numbers of instances.
     inference: CondInst and FCOS beside torchvision's Mask R-CNN and FCOS, from an image to its results.
+    dr1conv: DR1Conv beside a plain convolution of its width and a fully dynamic one.
     training: a training step and inference of CondInst beside torchvision's Mask R-CNN, made for a GPU.
     loader: reading and augmenting of COCO-like images, beside torchvision's v2 transforms.
     evaluation: encoding and scoring of 100 masks an image.
+    panoptic: panoptic quality of COCO files, read from the disk.
     lessons: how long each notebook takes, beside its budget."""
     json: bool = False
     """Print JSON instead of a table."""
     threads: int = 1
     """Threads of torch; on a busy machine several of them mostly wait for each other."""
     runs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """How often each variant runs; each number is the median. Default: 7, inference 10, others 3."""
+    """How often each variant runs; each number is the median. Default: 7, dr1conv 30, inference 10, others 3."""
     counts: tuple[int, ...] = (1, 10, 50, 100)
     """Of "instances": how many there are in the image."""
     size: tuple[int, int] = (480, 640)
@@ -72,7 +87,7 @@ class Bench:
     batch: int = 2
     """Of "training": images of a step."""
     images: int = 200
-    """Of "loader" and "evaluation": how many images each run takes."""
+    """Of "loader", "evaluation" and "panoptic": how many images each run takes."""
 
 
 @dataclass

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ USAGE = """usage: condinst-edu COMMAND [options]     (condinst-edu COMMAND --hel
 
   demo       write shapes, train a tiny CondInst on this machine, score it, draw what it sees
   train      train a recipe:       condinst-edu train shapes-condinst --data DIR --out DIR
-  evaluate   box and mask AP of trained weights on held-out images
+  evaluate   box and mask AP of trained weights on held-out images, or panoptic quality
   predict    segment photographs:  condinst-edu predict PHOTO... --weights FILE --out DIR
   convert    the authors' checkpoint into ours:  condinst-edu convert FILE.pth --config NAME --out FILE.safetensors
   data       write shapes, download COCO, check a folder:  condinst-edu data shapes --out DIR
@@ -109,13 +109,11 @@ def demo(arguments: list[str]) -> None:
 
 
 def train(arguments: list[str]) -> None:
-    from condinst_edu.engine.recipe import Recipe, override_model
-    from condinst_edu.recipes import RECIPES, get_recipe
+    from condinst_edu.engine.recipe import Recipe, adopt_model, override_model
+    from condinst_edu.recipes import get_recipe
 
     if not arguments or arguments[0] in ("-h", "--help", "--list"):
-        print("usage: condinst-edu train RECIPE --out DIR [options]     (train RECIPE --help tells the options)\n")
-        for name, function in RECIPES.items():
-            print(f"  {name:18} {function.__doc__}")
+        train_list(arguments[1:])
         return
 
     @dataclass(frozen=True)
@@ -132,13 +130,13 @@ def train(arguments: list[str]) -> None:
         """Where to train: cpu, cuda, cuda:1, ..."""
 
     recipe = get_recipe(arguments[0])
-    default = Train(**values_of(recipe), out=Path("runs") / arguments[0])
+    default = Train(**values_of(recipe), out=Path("runs") / arguments[0].replace(":", "-"))
     options = parse(Train, f"train {arguments[0]}", arguments[1:], default)
     recipe = Recipe(**{f.name: getattr(options, f.name) for f in fields(Recipe)})
     if recipe.start is not None:
         from condinst_edu.official import model_of
 
-        recipe = replace(recipe, **model_of(recipe.start))
+        recipe = adopt_model(recipe, **model_of(recipe.start))
     recipe = override_model(recipe, options.set)
     from condinst_edu.engine import evaluate
     from condinst_edu.engine.distributed import join_processes, rank
@@ -153,7 +151,7 @@ def train(arguments: list[str]) -> None:
             model,
             held_out,
             short_side=recipe.test_short_side,
-            max_size=recipe.max_size,
+            max_size=recipe.test_max_size or recipe.max_size,
             device=device,
             workers=recipe.workers,
         )
@@ -161,10 +159,29 @@ def train(arguments: list[str]) -> None:
             evaluate.report(scores, options.out / "result.json")
 
 
+def train_list(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class List:
+        """All recipes: condinst-edu train RECIPE --out DIR [options] trains one, and its --help tells its options."""
+
+        images_per_second: float | None = None
+        """Of training, of all GPUs together: tells the hours that each recipe takes at this speed."""
+        memory: bool = False
+        """Count the memory that each recipe's network takes on one of eight GPUs."""
+
+    options = parse(List, "train --list", arguments)
+    from condinst_edu.recipes.listing import show_recipes
+
+    if options.images_per_second is not None and not options.images_per_second > 0:
+        raise UserError(f"--images-per-second is positive, not {options.images_per_second}")
+    print("usage: condinst-edu train RECIPE --out DIR [options]     (train RECIPE --help tells the options)\n")
+    show_recipes(options.images_per_second, options.memory)
+
+
 def evaluate(arguments: list[str]) -> None:
     @dataclass(frozen=True)
     class Evaluate:
-        """Box and mask AP of trained weights."""
+        """Box and mask AP of trained weights, or panoptic quality."""
 
         weights: Positional[Path]
         """A model.safetensors, or official:NAME for one of the authors' models (condinst-edu weights lists them)."""
@@ -174,6 +191,10 @@ def evaluate(arguments: list[str]) -> None:
         """Folder of the images, relative to the data; the recipe's held-out ones by default."""
         annotations: str | None = None
         """COCO annotations, relative to the data; the recipe's held-out ones by default."""
+        panoptic: bool = False
+        """PQ, SQ and RQ of things and stuff; --annotations is then a panoptic file."""
+        segments: str | None = None
+        """Folder of its PNGs, relative to the data; the recipe's, or the annotations' name without .json."""
         short_side: int | None = None
         """Short side in pixels; the recipe's by default."""
         device: str = "cpu"
@@ -183,7 +204,9 @@ def evaluate(arguments: list[str]) -> None:
 
     options = parse(Evaluate, "evaluate", arguments)
     from condinst_edu.datasets.coco import CocoDataset
+    from condinst_edu.datasets.coco_panoptic import PanopticDataset
     from condinst_edu.engine import evaluate
+    from condinst_edu.engine.panoptic import require_panoptic
     from condinst_edu.official import open_weights
 
     device = check_device(options.device)
@@ -194,16 +217,22 @@ def evaluate(arguments: list[str]) -> None:
     trained = open_weights(options.weights)
     recipe = trained.recipe
     data = options.data or Path(recipe["data"])
-    dataset = CocoDataset(
-        data / (options.images or recipe["val_images"]),
-        data / (options.annotations or recipe["val_json"]),
-        category_ids=trained.category_ids,
-    )
+    images, annotations = data / (options.images or recipe["val_images"]), options.annotations or recipe["val_json"]
+    dataset: CocoDataset
+    if options.panoptic:
+        require_panoptic(trained.model)
+        segments = options.segments or (None if options.annotations else recipe["val_panoptic"])
+        folder = data / segments if segments else None
+        dataset = PanopticDataset(images, data / annotations, folder, category_ids=trained.category_ids)
+    elif recipe["val_panoptic"] and not options.annotations:
+        raise UserError(f"{annotations} is a panoptic file: --panoptic scores it, or --annotations names instances")
+    else:
+        dataset = CocoDataset(images, data / annotations, category_ids=trained.category_ids)
     scores = evaluate.evaluate(
         trained.model,
         dataset,
         short_side=recipe["test_short_side"] if options.short_side is None else options.short_side,
-        max_size=recipe["max_size"],
+        max_size=recipe["test_max_size"] or recipe["max_size"],
         device=device,
     )
     evaluate.report(scores, options.out)
@@ -222,6 +251,8 @@ def predict(arguments: list[str]) -> None:
         """Folder for the pictures and results.json."""
         min_score: float = 0.3
         """Draw what scores at least this."""
+        panoptic: bool = False
+        """Things and stuff of every pixel: pictures, panoptic.json and panoptic/*.png as COCO has them."""
         device: str = "cpu"
         """Where to run: cpu, cuda, cuda:1, ..."""
 
@@ -232,7 +263,8 @@ def predict(arguments: list[str]) -> None:
     device = check_device(options.device)
     if not options.images:
         raise UserError("predict needs at least one image")
-    written = run_prediction(open_weights(options.weights), options.images, options.out, options.min_score, device)
+    trained = open_weights(options.weights)
+    written = run_prediction(trained, options.images, options.out, options.min_score, device, options.panoptic)
     print(f"Pictures and {written.name} are in {options.out}")
 
 

@@ -40,8 +40,9 @@ class BottomBranch(nn.Module):
     """One map of features for all instances, from the pyramid's finest levels.
 
     in_channels: of the pyramid; num_levels: how many levels it takes, from the finest on (3: P3, P4, P5; 1: the
-    conference version); channels: of its convolutions; out_channels: C_bottom; convs: 3x3 convolutions after the sum.
-    forward: the pyramid -> (B, out_channels, H, W) at the finest level's stride.
+    conference version); channels: of its convolutions; out_channels: C_bottom; convs: 3x3 convolutions after the sum;
+    first: levels it passes over (1 in a pyramid that has P2 for somebody else).
+    forward: the pyramid -> (B, out_channels, H, W) at the stride of the first level it takes.
     Source: condinst:bottom-branch (the coarser levels are upsampled and added, then refined by four 3x3 convolutions).
     """
 
@@ -53,21 +54,23 @@ class BottomBranch(nn.Module):
         out_channels: int = 8,
         convs: int = 4,
         norm: Norm = "bn",
+        first: int = 0,
     ) -> None:
         super().__init__()
         if num_levels < 1 or out_channels < 1:
             raise ValueError(
                 f"the bottom branch has a level and a channel or more, not {num_levels} and {out_channels}"
             )
-        self.out_channels = out_channels
+        self.out_channels, self.first = out_channels, first
         self.refine = nn.ModuleList(conv_block(in_channels, channels, norm=norm) for _ in range(num_levels))
         blocks = [conv_block(channels, channels, norm=norm) for _ in range(convs)]
         self.tower = nn.Sequential(*blocks, nn.Conv2d(channels, out_channels, 1))
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
-        total = self.refine[0](pyramid[0])
+        levels = pyramid[self.first :]
+        total = self.refine[0](levels[0])
         for i, refine in enumerate(self.refine[1:], start=1):
-            total = total + aligned_upsample(refine(pyramid[i]), 2**i)
+            total = total + aligned_upsample(refine(levels[i]), 2**i)
         return self.tower(total)
 
 
@@ -234,14 +237,15 @@ class CondInst(nn.Module):
             num_classes, channels=channels, center=center, threshold_product=threshold_product, head=head, **fcos
         )
         self.semantic = SemanticHead(channels, num_classes) if semantic else None
-        self.stride = 2 ** self.fcos.levels[0]
+        levels = self.fcos.levels[self.bottom.first :]
+        if len(self.bottom.refine) > len(levels):
+            raise ValueError(f"the bottom branch takes {len(self.bottom.refine)} levels of {len(levels)}")
+        self.stride = 2 ** levels[0]
         if factor not in (1, 2, 4) or self.stride % factor:
             raise ValueError(f"factor must be 1, 2 or 4 and divide the bottom branch's stride {self.stride}: {factor}")
         for name, value, choices in (("sampling", sampling, ("score", "random")), ("nms", nms, ("box", "mask"))):
             if value not in choices:
                 raise ValueError(f"{name} must be {choices[0]!r} or {choices[1]!r}, not {value!r}")
-        if len(self.bottom.refine) > len(self.fcos.levels):
-            raise ValueError(f"the bottom branch takes {len(self.bottom.refine)} levels of {len(self.fcos.levels)}")
         self.factor, self.mask_limit, self.sampling = factor, mask_limit, sampling
         self.nms, self.mask_candidates = nms, mask_candidates
         units = [scale * stride for stride in self.fcos.strides]
@@ -288,7 +292,7 @@ class CondInst(nn.Module):
         losses["loss_box"] = losses["loss_box"] + self.fcos.idle(pyramid)
         losses["loss_mask"] = self.mask_loss(points, outputs, assignment, features, targets)
         if self.semantic is not None:
-            logits = self.semantic(pyramid[0])
+            logits = self.semantic(pyramid[self.bottom.first])
             size = (logits.shape[-2], logits.shape[-1])
             losses["loss_semantic"] = semantic_loss(logits, semantic_targets(targets, self.stride, size))
         return losses

@@ -59,6 +59,17 @@ def absolute_coordinates(size: tuple[int, int], stride: int, device: torch.devic
     return (locations(size, stride, device).T / half[:, None] - 1).reshape(2, height, width)
 
 
+def coordconv(size: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    """Coordinate maps from -1 at the first column or row to 1 at the last, which a convolution is fed beside features.
+
+    size: (height, width) of the map. Returns (2, H, W) float32: x map, y map. Unlike `absolute_coordinates`, whose
+    [-1, 1] is from edge to edge, the middles of the outermost cells are at -1 and 1, as in the official SOLO.
+    Source: slides:solo-coordconv.
+    """
+    y, x = (torch.linspace(-1, 1, n, device=device) for n in size)
+    return torch.stack([x.expand(size), y[:, None].expand(size)])
+
+
 def relative_coordconv(
     size: tuple[int, int], stride: int, points: Tensor, radius: float, distance: bool = False
 ) -> Tensor:
@@ -87,8 +98,9 @@ def mass_centers(masks: Tensor) -> Tensor:
     weights = masks.float()
     area = weights.sum(dim=(1, 2))
     height, width = masks.shape[1:]
-    x = weights.sum(dim=1) @ torch.arange(width, device=masks.device, dtype=torch.float32)
-    y = weights.sum(dim=2) @ torch.arange(height, device=masks.device, dtype=torch.float32)
+    # No matrix products: autocast would take them in half precision, whose largest number such sums exceed.
+    x = (weights.sum(dim=1) * torch.arange(width, device=masks.device)).sum(dim=1)
+    y = (weights.sum(dim=2) * torch.arange(height, device=masks.device)).sum(dim=1)
     middle = torch.stack([weights.new_full((), (side - 1) / 2) for side in (width, height)])
     center = torch.stack([x, y], dim=1) / area[:, None]
     return torch.where(area[:, None] > 0, center, middle)

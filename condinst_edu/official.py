@@ -29,10 +29,13 @@ from condinst_edu.condinst import CondInst
 from condinst_edu.engine.checkpoint import Trained, load_model, load_state, plain
 from condinst_edu.engine.recipe import Recipe, build_model
 from condinst_edu.errors import UserError
-from condinst_edu.fcos import FCOS
-from condinst_edu.official_names import official_shapes
+from condinst_edu.official_names import OfficialDetector, official_shapes
+from condinst_edu.official_solo import TABLE as SOLO_TABLE
+from condinst_edu.official_solo import fetch_url, solo_recipe, solo_shapes
+from condinst_edu.solo import SOLO
 
 State = dict[str, Tensor]
+OfficialModel = OfficialDetector | SOLO
 
 TABLE = Path(__file__).with_name("official_models.tsv")
 
@@ -49,6 +52,19 @@ COCO = {
     67: "dining table", 70: "toilet", 72: "tv", 73: "laptop", 74: "mouse", 75: "remote", 76: "keyboard",
     77: "cell phone", 78: "microwave", 79: "oven", 80: "toaster", 81: "sink", 82: "refrigerator", 84: "book",
     85: "clock", 86: "vase", 87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
+}  # fmt: skip
+
+# Its 53 classes of stuff, which panoptic models know too.
+COCO_STUFF = {
+    92: "banner", 93: "blanket", 95: "bridge", 100: "cardboard", 107: "counter", 109: "curtain", 112: "door-stuff",
+    118: "floor-wood", 119: "flower", 122: "fruit", 125: "gravel", 128: "house", 130: "light", 133: "mirror-stuff",
+    138: "net", 141: "pillow", 144: "platform", 145: "playingfield", 147: "railroad", 148: "river", 149: "road",
+    151: "roof", 154: "sand", 155: "sea", 156: "shelf", 159: "snow", 161: "stairs", 166: "tent", 168: "towel",
+    171: "wall-brick", 175: "wall-stone", 176: "wall-tile", 177: "wall-wood", 178: "water-other", 180: "window-blind",
+    181: "window-other", 184: "tree-merged", 185: "fence-merged", 186: "ceiling-merged", 187: "sky-other-merged",
+    188: "cabinet-merged", 189: "table-merged", 190: "floor-other-merged", 191: "pavement-merged",
+    192: "mountain-merged", 193: "grass-merged", 194: "dirt-merged", 195: "paper-merged", 196: "food-other-merged",
+    197: "building-other-merged", 198: "rock-merged", 199: "wall-other-merged", 200: "rug-merged",
 }  # fmt: skip
 
 
@@ -72,35 +88,39 @@ class Official(NamedTuple):
 
 @functools.cache
 def official_models() -> tuple[Official, ...]:
-    """All rows of the table, those of BlendMask too, which do not load yet."""
+    """All rows of the table: FCOS, CondInst, BlendMask."""
     with TABLE.open(newline="") as file:
         return tuple(Official(**row) for row in csv.DictReader(file, delimiter="\t"))
 
 
-def loads(model: Official) -> bool:
-    """Whether this version has the model."""
-    return not model.name.startswith("BlendMask")
+# A configuration of the authors', whose trained model is not in the table.
+PANOPTIC = Official("BlendMask_Panoptic_R_50_1x", "BlendMask/Panoptic/R_50_1x.yaml", *[""] * 8)
+
+
+@functools.cache
+def solo_models() -> tuple[Official, ...]:
+    """mmdetection's SOLO models; their `repository` is a host and `file` a path there, their fps those of a V100."""
+    with SOLO_TABLE.open(newline="") as file:
+        return tuple(Official(**row) for row in csv.DictReader(file, delimiter="\t"))
 
 
 def find_official(name: str) -> Official:
     """The model of that name, alias or config path ("CondInst/MS_R_50_1x.yaml").
 
-    Errors: UserError for an unknown name, with those that come near, and for a model that is not here yet.
+    Errors: UserError for an unknown name, with those that come near.
     """
-    wanted = name.removeprefix("configs/").removesuffix(".yaml")
+    wanted = name.removeprefix("configs/").removesuffix(".yaml").removesuffix(".py")
     known: dict[str, Official] = {}
-    for model in official_models():
-        for key in (model.name, model.config.removesuffix(".yaml"), model.alias or model.name):
+    for model in (*official_models(), *solo_models(), PANOPTIC):
+        for key in (model.name, model.config.removesuffix(".yaml").removesuffix(".py"), model.alias or model.name):
             known[key] = model
     if wanted not in known:
-        names = [model.name for model in official_models() if loads(model)]
-        near = difflib.get_close_matches(wanted, [key for key in known if loads(known[key])], n=3, cutoff=0.6)
+        names = [model.name for model in (*official_models(), *solo_models())]
+        near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.6)
         raise UserError(
             f"there is no official model {name!r}: "
             + (f"near are {', '.join(near)}" if near else f"choose from {', '.join(names)}")
         )
-    if not loads(known[wanted]):
-        raise UserError(f"{name} is a BlendMask, which comes with a later version of condinst_edu")
     return known[wanted]
 
 
@@ -113,6 +133,8 @@ REAL_TIME = {"levels": (3, 4, 5), "ranges": (64, 128)}
 
 def official_recipe(model: Official) -> Recipe:
     """The arguments with which our constructors make the official network, and the size it is evaluated at."""
+    if model in solo_models():
+        return solo_recipe(model.name)
     config = model.config.removesuffix(".yaml")
     args: dict[str, Any] = {"mean": MEAN, "std": (1 / 255,) * 3}
     if "DLA_34" in config:
@@ -126,12 +148,37 @@ def official_recipe(model: Official) -> Recipe:
         # All positive locations are trained, up to 500 (there: of a GPU, here: of an image).
         args |= {"sampling": "random", "mask_limit": 500, "semantic": config.endswith("_sem")}
         return Recipe("condinst", args)
+    if config.startswith("BlendMask"):
+        return blendmask_recipe(config, args)
     if "_RT/" not in config:
         return Recipe("fcos", args)
     head: dict[str, Any] = {"shared_towers": "shared_towers" in config}
     if "bn_head" in config:
         head["norm"] = "bn_per_level"
     return Recipe("fcos", {**args, **REAL_TIME, "head": head}, test_short_side=512, max_size=736)
+
+
+def blendmask_recipe(config: str, args: dict[str, Any]) -> Recipe:
+    """BlendMask of a config path, on what `official_recipe` says of all models; the quick ones share a short tower."""
+    size: dict[str, Any] = {}
+    options = args.get("backbone_options", {})
+    if "dcni3" in config:
+        options |= {"deformable": (3, 4, 5), "deformable_interval": 3}
+    if "550" in config:
+        args |= {"levels": (3, 4, 5, 6), "ranges": (64, 128, 256)}
+        size = {"test_short_side": 550, "max_size": 916}
+    elif "syncbn" in config:
+        options |= {"frozen_stages": 0}
+        args |= REAL_TIME
+        size = {"test_short_side": 512, "max_size": 736}
+    if "550" in config or "RT_" in config:
+        head: dict[str, Any] = {"shared_towers": True, "tower_convs": 3}
+        args |= {"bases": {"convs": 2}, "head": head}
+        if "bn-head" in config:
+            head["norm"] = "bn_per_level"
+    if "Panoptic" in config:
+        return Recipe("panoptic-blendmask", {"num_things": len(COCO), **args})
+    return Recipe("blendmask", args, **size)
 
 
 # What official files hold beside weights: constants, counters of steps, and a layer of DLA-34 that is never applied.
@@ -142,14 +189,14 @@ CLASSIFIERS = re.compile(r"(^|\.)(head\.class_logits|semantic\.2)\.")  # our nam
 FIRST_LAYERS = ("backbone.stem.0.weight", "backbone.body.base_layer.0.weight")
 
 
-def convert_state(state: Mapping[str, Any], model: FCOS | CondInst, source: str, name: str) -> State:
+def convert_state(state: Mapping[str, Any], model: OfficialModel, source: str, name: str) -> State:
     """Our state dict from an official one; `model` tells what is needed, and gives what official files may lack.
 
     Errors: UserError names every tensor that is missing, unexpected or of another shape.
     """
     state = {re.sub(r"fcos_head\.centerness\.", "fcos_head.ctrness.", key): value for key, value in state.items()}
     state = {key: value for key, value in state.items() if not NO_WEIGHTS.search(key)}
-    shapes = official_shapes(model)
+    shapes = solo_shapes(model) if isinstance(model, SOLO) else official_shapes(model)
     problems = [f"{key} is missing" for key in shapes if key not in state]
     problems += [f"{key} is unexpected" for key in state if key not in shapes]
     for key, (_, shape) in shapes.items():
@@ -164,8 +211,9 @@ def convert_state(state: Mapping[str, Any], model: FCOS | CondInst, source: str,
     for key, (ours, _) in shapes.items():
         parts.setdefault(ours, []).append(state[key].float())
     tensors = {ours: part[0] if len(part) == 1 else torch.cat(part) for ours, part in parts.items()}
-    first = next(key for key in tensors if key.endswith(FIRST_LAYERS))
-    tensors[first] = tensors[first].flip(1)
+    if not isinstance(model, SOLO):
+        first = next(key for key in tensors if key.endswith(FIRST_LAYERS))
+        tensors[first] = tensors[first].flip(1)
     if isinstance(model, CondInst):
         inputs, width = model.mask_head.channels[:2]
         rows = torch.arange(width * inputs).view(width, inputs)[:, :2].flatten()  # layer 1's weights on x and y
@@ -178,10 +226,10 @@ def convert_state(state: Mapping[str, Any], model: FCOS | CondInst, source: str,
 # ------------------------------------------------------------------------------------------------------------- loading
 
 
-def load_official(name: str, checkpoint: str | Path | None = None, num_classes: int | None = None) -> FCOS | CondInst:
+def load_official(name: str, checkpoint: str | Path | None = None, num_classes: int | None = None) -> OfficialModel:
     """The official model of that name, in eval mode; see `open_official`."""
     model = open_official(name, checkpoint, num_classes).model
-    assert isinstance(model, FCOS | CondInst)
+    assert isinstance(model, OfficialModel)
     return model
 
 
@@ -196,17 +244,20 @@ def open_official(name: str, checkpoint: str | Path | None = None, num_classes: 
     official = find_official(name)
     if num_classes is not None and num_classes < 1:
         raise UserError(f"num_classes is at least 1, not {num_classes}")
-    path = fetch(official) if checkpoint is None else Path(checkpoint)
     recipe = official_recipe(official)
-    ids, names = list(COCO), list(COCO.values())
+    classes = {**COCO, **COCO_STUFF} if "num_things" in recipe.model_args else COCO
+    if num_classes is not None and classes is not COCO:
+        raise UserError(f"{official.name} has things and stuff: num_classes cannot be changed")
+    path = fetch(official) if checkpoint is None else Path(checkpoint)
+    ids, names = list(classes), list(classes.values())
     if path.suffix == ".safetensors":
         trained = load_model(path)
         if plain(recipe)["model_args"] != trained.recipe["model_args"]:
             raise UserError(f"{path} is no {official.name}: its model has other arguments")
         model, ids, names = trained.model, trained.category_ids, trained.class_names
     else:
-        model = build_model(recipe.model, len(COCO), recipe.model_args)
-        assert isinstance(model, FCOS | CondInst)
+        model = build_model(recipe.model, len(ids), recipe.model_args)
+        assert isinstance(model, OfficialModel)
         model.load_state_dict(convert_state(read_pth(path), model, str(path), official.name))
     if num_classes is None:
         return Trained(model.eval(), ids, names, plain(recipe))
@@ -272,7 +323,7 @@ NUMPY_NUMBERS: list[Any] = [
 
 
 def read_pth(path: Path) -> dict[str, Any]:
-    """The tensors of an official file, which has them under `model`; no code in it is run.
+    """The tensors of an official file, which has them under `model` or `state_dict`; no code in it is run.
 
     Errors: UserError for a file that is missing, damaged or holds more than tensors and plain data.
     """
@@ -283,20 +334,24 @@ def read_pth(path: Path) -> dict[str, Any]:
             data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path} cannot be read as tensors and plain data ({type(error).__name__})") from None
-    state = data.get("model", data) if isinstance(data, dict) else None
+    state = data.get("model", data.get("state_dict", data)) if isinstance(data, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(key, str) for key in state):
         raise UserError(f"{path} holds no weights: expected a dictionary of tensors under 'model'")
     return state
 
 
 def fetch(model: Official) -> Path:
-    """The published file, from the Hugging Face hub or its cache on this machine.
+    """The published file, from the Hugging Face hub or its cache on this machine; mmdetection's from its own host.
 
     The environment variable HF_ENDPOINT names another hub. Errors: UserError where it can be had from neither.
     """
+    if model in solo_models():
+        return fetch_url(model.repository + model.file)
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    if not model.repository:
+        raise UserError(f"{model.name} is not among the published models: give the path of its file")
     repository, file, endpoint = model.repository, model.file, os.environ.get("HF_ENDPOINT")
     try:
         try:  # ask once; the download itself would try for half a minute
@@ -317,12 +372,12 @@ def fetch(model: Official) -> Path:
 
 
 def show_official() -> None:
-    """Print the models that load, with the published figures."""
+    """Print the models, with the published figures."""
     screen = Table(title="The authors' models: --weights official:NAME", title_justify="left")
     screen.add_column("name", no_wrap=True)
     for column in ("M parameters", "frames/s", "box AP", "mask AP"):
         screen.add_column(column, justify="right")
-    for model in filter(loads, official_models()):
+    for model in official_models():
         screen.add_row(model.alias or model.name, model.parameters, model.fps, model.box_ap, model.mask_ap)
     console = Console()
     console.print(screen)
@@ -330,5 +385,22 @@ def show_official() -> None:
     console.print(
         "Figures as published: COCO val2017; frames/s with one image at a time on a GTX 1080 Ti. Fetched from the "
         f"Hugging Face hub. Licence of these weights: the authors' ({licences}; BSD 2-clause for academic use).",
+        soft_wrap=True,
+    )
+    show_solo(console)
+
+
+def show_solo(console: Console) -> None:
+    """Print mmdetection's SOLO models, with the published figures."""
+    screen = Table(title="SOLO models of mmdetection: --weights official:NAME", title_justify="left")
+    screen.add_column("name", no_wrap=True)
+    for column in ("M parameters", "frames/s", "mask AP"):
+        screen.add_column(column, justify="right")
+    for model in solo_models():
+        screen.add_row(model.name, model.parameters, model.fps, model.mask_ap)
+    console.print(screen)
+    console.print(
+        "Figures as published: COCO val2017; frames/s with one image at a time on a V100. Fetched from "
+        f"{solo_models()[0].repository}. Licence of mmdetection: {solo_models()[0].licence}.",
         soft_wrap=True,
     )

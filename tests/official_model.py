@@ -12,10 +12,11 @@ import torch
 from helpers import official_json
 from torch import Tensor
 
+from condinst_edu.blendmask import BlendMask, crop_bases, merge_bases, paste_masks
 from condinst_edu.condinst import CondInst
 from condinst_edu.coordinates import relative_coordinates
-from condinst_edu.fcos import FCOS
-from condinst_edu.layers.images import Batch, make_batch
+from condinst_edu.fcos import FCOS, Outputs, Points, to_output_size
+from condinst_edu.layers.images import Batch, Size, make_batch
 from condinst_edu.layers.upsample import aligned_upsample
 from condinst_edu.official import load_official
 
@@ -26,6 +27,7 @@ GAINS = [
     (r"(fpn_lateral\d|fpn_output\d)\.weight$", 0.6),
     (r"top_block\.p\d\.weight$", 1.0),
     (r"controller\.weight$", 0.9),
+    (r"(top_layer|basis_module\.tower\.5)\.weight$", 3.0),
     (r"\.outputs_f\d_[\d_]+\.weight$", 1.95),
     ("", 1.7),
 ]
@@ -90,25 +92,26 @@ def flip_coordinates(model: CondInst, theta: Tensor) -> Tensor:
 
 def official_numbers(model: Any, images: Sequence[Tensor], output_sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """What the golden files hold, from our model: tensors in their order, and `found`, the results of each image."""
-    fcos: FCOS = model.fcos if isinstance(model, CondInst) else model
+    fcos: FCOS = model if isinstance(model, FCOS) else model.fcos
     batch: Batch = make_batch(images, fcos.mean, fcos.std, fcos.divisor)
     pyramid, points, outputs = fcos.run(batch)
     numbers: dict[str, Any] = {"input": batch.images.flip(1)}  # blue, green, red
     numbers |= {f"fpn_p{level}": x for level, x in zip(fcos.levels, pyramid, strict=True)}
     fields = {"cls_logits": outputs.logits, "bbox_reg": outputs.distances, "ctrness": outputs.centerness[..., None]}
-    if isinstance(model, CondInst):
+    if fcos.head.top is not None:
         every = torch.arange(len(points.level))
-        theta = [fcos.head.top_at(outputs, points, i, every) for i in range(len(images))]
-        fields["top_feats"] = flip_coordinates(model, torch.stack(theta))
+        top = torch.stack([fcos.head.top_at(outputs, points, i, every) for i in range(len(images))])
+        fields["top_feats"] = flip_coordinates(model, top) if isinstance(model, CondInst) else top
     for level in range(len(fcos.strides)):
-        size = (pyramid[level].shape[-2], pyramid[level].shape[-1])
+        map_ = pyramid[-len(fcos.strides) :][level]
+        size = (map_.shape[-2], map_.shape[-1])
         for name, field in fields.items():
             numbers[f"{name}_{level}"] = field[:, points.level == level].mT.unflatten(2, size)
     if isinstance(model, CondInst):
         features = model.bottom(pyramid)
         found = [model.detect(points, outputs, features, i) for i in range(len(images))]
         parts = {
-            "params": [theta[i][f.location] for i, f in enumerate(found)],
+            "params": [top[i][f.location] for i, f in enumerate(found)],
             "logits": [model.mask_logits(points, outputs, features, i, f.location) for i, f in enumerate(found)],
             "locations": [points.xy[f.location] for f in found],
             "levels": [points.level[f.location] for f in found],
@@ -126,4 +129,32 @@ def official_numbers(model: Any, images: Sequence[Tensor], output_sizes: Sequenc
         relative = relative_coordinates(size, model.stride, merged["locations"], scales)
         numbers["rel_coords_corners"] = -relative[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
     numbers["found"] = model(images, output_sizes=output_sizes)
+    if isinstance(model, BlendMask):
+        blended(model, pyramid, points, outputs, batch, output_sizes, numbers)
     return numbers
+
+
+def blended(
+    model: BlendMask,
+    pyramid: list[Tensor],
+    points: Points,
+    outputs: Outputs,
+    batch: Batch,
+    output_sizes: Sequence[Size],
+    numbers: dict[str, Any],
+) -> None:
+    """BlendMask's own numbers; beside each image's results, how many pixels of a mask are within 0.001 of 0.5."""
+    numbers["bases"] = model.bases(pyramid)
+    found = [model.fcos.detect(points, outputs, i) for i in range(len(output_sizes))]
+    attention = torch.cat([model.attention_at(points, outputs, i, f.location) for i, f in enumerate(found)])
+    boxes = [f.boxes.float() for f in found]  # as the official code has them in float64 too
+    crops = crop_bases(numbers["bases"], boxes, model.stride, model.size)
+    logits = merge_bases(crops, attention)
+    numbers |= {"attn": attention.flatten(1), "roi_bases": crops, "blend_logits": logits.flatten(1)}
+    parts = logits.sigmoid().split([len(box) for box in boxes])
+    for scores, box, result, (size, output_size) in zip(
+        parts, boxes, numbers["found"], batch.with_output(output_sizes), strict=True
+    ):
+        clipped, keep = to_output_size(box, size, output_size)
+        low, high = (paste_masks(scores[keep].float() + e, clipped[keep], output_size) for e in (-1e-3, 1e-3))
+        result["near_half"] = (low ^ high).sum(dim=(1, 2))

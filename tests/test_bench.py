@@ -12,7 +12,15 @@ import torch
 from rich.progress import Progress
 from torchvision.models import detection
 
-from condinst_edu import bench, bench_evaluation, bench_instances, bench_loader, bench_mask_head, bench_targets
+from condinst_edu import (
+    bench,
+    bench_evaluation,
+    bench_instances,
+    bench_loader,
+    bench_mask_head,
+    bench_panoptic,
+    bench_targets,
+)
 from condinst_edu.bench import Bench, PeakMemory, Variant
 from condinst_edu.bench_mask_head import Scene
 from condinst_edu.condinst import CondInst
@@ -23,6 +31,7 @@ from condinst_edu.errors import UserError
 from condinst_edu.layers.upsample import resize_masks
 from condinst_edu.mask_head import DynamicMaskHead
 from condinst_edu.mask_rcnn import MaskRCNN
+from condinst_edu.panoptic import evaluate_coco_panoptic
 
 TINY_HEAD: dict[str, Any] = {"instances": 5, "locations": 6, "size": (12, 16), "output_size": (50, 61)}
 TINY_MODEL: dict[str, Any] = {
@@ -295,3 +304,23 @@ def test_evaluation_is_of_real_results() -> None:
     scores = coco_ap(truth, results)
     assert scores["box"]["AP"] > 0.99
     assert scores["mask"]["AP"] > 0.99
+
+
+def test_panoptic_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    small = functools.partial(bench_panoptic.bench_panoptic, regions=4, size=(60, 80))
+    monkeypatch.setattr(bench_panoptic, "bench_panoptic", small)
+    bench.run_bench(Bench("panoptic", json=True, runs=2, images=3))
+    score = json.loads(capsys.readouterr().out)["groups"][0]["variants"][0]
+    assert score["goal"] == {"seconds_for_5000": 180}
+    assert score["seconds_for_5000"] == pytest.approx(score["median_ms"] / 1000 * 5000 / 3)
+    bench.run_bench(Bench("panoptic", runs=1, images=2))
+    assert "At this rate, COCO's 5000 images take" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match="--images is at least 1, not 0"):
+        bench.run_bench(Bench("panoptic", runs=1, images=0))
+
+
+def test_panoptic_files_hold_matches_and_misses(tmp_path: Path) -> None:
+    """The prediction is the truth moved by a few pixels: neither perfect nor without a match."""
+    truth, found = tmp_path / "truth.json", tmp_path / "found.json"
+    bench_panoptic.write_files(truth, found, images=2, regions=12, size=(120, 160))
+    assert 0.3 < evaluate_coco_panoptic(truth, found)["All"]["pq"] < 0.999

@@ -30,7 +30,6 @@ from condinst_edu.engine.train import check_shares, open_split, step, train
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
 from condinst_edu.mask_head import can_compile
-from condinst_edu.recipes import RECIPES, get_recipe
 from condinst_edu.recipes.shapes import shapes_condinst
 
 ROOT = Path(__file__).parent.parent
@@ -274,14 +273,6 @@ def test_normalisation_is_not_decayed() -> None:
     expected = [p for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm) for p in m.parameters()]
     assert {id(p) for p in norms["params"]} == {id(p) for p in expected}
     assert len(others["params"]) + len(norms["params"]) == len(list(model.parameters()))
-
-
-def test_every_recipe_builds_its_model() -> None:
-    for name in RECIPES:
-        recipe = get_recipe(name)
-        recipe.model_args.get("backbone_options", {}).pop("weights", None)  # nothing is fetched here
-        model = build_model(recipe.model, 5, recipe.model_args)
-        assert sum(p.numel() for p in model.parameters()) > 100_000
 
 
 def test_model_settings_reach_the_model() -> None:

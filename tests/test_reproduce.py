@@ -104,7 +104,7 @@ def test_trace(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert r"\frac{1}{N_{pos}}" in printed
     assert re.search(r"condinst_edu\.condinst\.CondInst\.mask_loss  .*condinst\.py:\d+", printed)
-    for name in ("condinst:table-1a", "condinst:controller", "dr1mask:eq-3"):
+    for name in ("condinst:table-1a", "condinst:controller", "dr1mask:table-9"):
         assert run(["trace", name]) == 0
     printed = capsys.readouterr().out
     assert "Erratum (confirmed)" in printed

@@ -20,6 +20,7 @@ from condinst_edu.layers.images import make_batch
 from condinst_edu.layers.upsample import resize_masks
 from condinst_edu.teach import (
     click_to_segment,
+    deviate,
     explore_targets,
     look,
     redraw,
@@ -261,6 +262,16 @@ def test_an_object_between_the_locations_is_missed() -> None:
     found = targets_of(picture(), target)
     assert found.missed == [0]
     assert "1 of 2 objects without a location" in describe_targets(found)
+
+
+def test_targets_follow_a_deviation() -> None:
+    target = random_targets(7, SIZE, seeded(5))
+    right = targets_of(picture(), target)
+    with deviate("assign-radius-in-pixels"):
+        wrong = targets_of(picture(), target)
+    assert sum(wrong.positives) < sum(right.positives)
+    assert wrong.ambiguous < right.ambiguous
+    assert targets_of(picture(), target).positives == right.positives
 
 
 def test_targets_without_objects() -> None:

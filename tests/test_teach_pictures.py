@@ -85,6 +85,13 @@ def test_targets_draw_every_box_on_every_level() -> None:
     assert all(len(ax.lines) == 4 for ax in boxed)
 
 
+def test_panels_without_captions_keep_their_boxes() -> None:
+    image, target = torch.rand(3, *SIZE, generator=seeded(2)), random_targets(3, SIZE, seeded(2))
+    with_captions, without = (pictures.show_panels({"x": (image, target)}, captions=c).axes[0] for c in (True, False))
+    assert (len(with_captions.texts), len(without.texts)) == (3, 0)
+    assert len(without.lines) == 3
+
+
 def test_masks_without_instances() -> None:
     image = torch.rand(3, *SIZE, generator=seeded(0))
     assert pixels(pictures.show_masks(image, {})).std() > 0

@@ -64,7 +64,7 @@ class CocoDataset(Dataset[Sample]):
             raise UserError(f"image folder {image_folder} does not exist or is no folder.")
         coco = read_coco(annotation_file)
         self.category_ids, self.class_names = _classes(coco, category_ids, self.annotation_file)
-        images = _with_file(coco["images"], self.image_folder, skip_missing)
+        images = with_file(coco["images"], self.image_folder, skip_missing)
         objects = _objects_by_image(coco, images, self.annotation_file, outlines)
         self.dropped = sum(a is None for group in objects for a in group)
         if self.dropped:
@@ -214,7 +214,7 @@ def _classes(coco: Coco, category_ids: Sequence[int] | None, name: str) -> tuple
     return ids, [names.get(i, f"category {i}") for i in ids]
 
 
-def _with_file(images: list[Item], folder: str, skip_missing: bool) -> list[Item]:
+def with_file(images: list[Item], folder: str, skip_missing: bool) -> list[Item]:
     present = set(os.listdir(folder))  # one look at the folder is quicker than one per image
     missing = {
         image["id"]

@@ -56,22 +56,22 @@ def check_coco(data: Any, name: str) -> Coco:
         if not (isinstance(data[key], list) and all(isinstance(item, dict) for item in data[key])):
             raise UserError(f"{name}: '{key}' is not a list of objects.")
     for i, image in enumerate(data["images"]):
-        _check_image(image, f"{name}: images[{i}]")
+        check_image(image, f"{name}: images[{i}]")
     for i, category in enumerate(data["categories"]):
-        _check_integer(category, "id", f"{name}: categories[{i}]")
-        _check_text(category, "name", f"{name}: categories[{i}]")
-    known = {key: _unique_ids(data[key], f"{name}: {key}") for key in ("images", "categories")}
+        check_integer(category, "id", f"{name}: categories[{i}]")
+        check_text(category, "name", f"{name}: categories[{i}]")
+    known = {key: unique_ids(data[key], f"{name}: {key}") for key in ("images", "categories")}
     for i, annotation in enumerate(data["annotations"]):
         _check_annotation(annotation, known, f"{name}: annotations[{i}]")
-    _unique_ids([a for a in data["annotations"] if "id" in a], f"{name}: annotations")
+    unique_ids([a for a in data["annotations"] if "id" in a], f"{name}: annotations")
     return {key: data[key] for key in ("images", "annotations", "categories")}
 
 
-def _check_image(image: Item, where: str) -> None:
-    _check_integer(image, "id", where)
-    _check_text(image, "file_name", where)
+def check_image(image: Item, where: str) -> None:
+    check_integer(image, "id", where)
+    check_text(image, "file_name", where)
     for side in ("height", "width"):
-        _check_integer(image, side, where)
+        check_integer(image, side, where)
         if image[side] < 1:
             raise UserError(f"{where}: '{side}' is {image[side]}, but an image has at least one pixel.")
     if image["height"] * image["width"] > LARGEST_IMAGE:
@@ -82,11 +82,11 @@ def _check_image(image: Item, where: str) -> None:
 
 def _check_annotation(annotation: Item, known: dict[str, set[int]], where: str) -> None:
     for field, key, noun in (("image_id", "images", "image"), ("category_id", "categories", "category")):
-        _check_integer(annotation, field, where)
+        check_integer(annotation, field, where)
         if annotation[field] not in known[key]:
             raise UserError(f"{where}: '{field}' is {annotation[field]}, but the file has no {noun} of that id.")
     if "id" in annotation:
-        _check_integer(annotation, "id", where)
+        check_integer(annotation, "id", where)
     if annotation.get("iscrowd", 0) not in (0, 1):
         raise UserError(f"{where}: 'iscrowd' is 0 or 1, not {annotation['iscrowd']!r}.")
     box = annotation.get("bbox")
@@ -98,19 +98,19 @@ def _check_annotation(annotation: Item, known: dict[str, set[int]], where: str) 
         raise UserError(f"{where} has no 'segmentation': expected polygons or an RLE.")
 
 
-def _check_integer(item: Item, field: str, where: str) -> None:
+def check_integer(item: Item, field: str, where: str) -> None:
     if field not in item:
         raise UserError(f"{where} has no '{field}'.")
     if type(item[field]) is not int:  # True is an int too
         raise UserError(f"{where}: '{field}' is an integer, not {_short(item[field])}.")
 
 
-def _check_text(item: Item, field: str, where: str) -> None:
+def check_text(item: Item, field: str, where: str) -> None:
     if not (isinstance(item.get(field), str) and item[field]):
         raise UserError(f"{where}: '{field}' is a text, not {_short(item.get(field))}.")
 
 
-def _unique_ids(items: list[Item], where: str) -> set[int]:
+def unique_ids(items: list[Item], where: str) -> set[int]:
     ids: set[int] = set()
     for item in items:
         if item["id"] in ids:

@@ -87,10 +87,13 @@ def count_files(folder: Path) -> int:
 # Download
 
 
-def fetch(url: str, path: Path, md5: str, progress: Progress, tries: int = 5, pause: float = 2.0) -> None:
+def fetch(
+    url: str, path: Path, digest: str, progress: Progress, tries: int = 5, pause: float = 2.0, algorithm: str = "md5"
+) -> None:
     """Download to `path`, which appears once it is whole and its sum is right; until then it is `path`.part.
 
-    After `tries` attempts in a row that brought nothing, pause seconds apart, it gives up. Errors: UserError.
+    digest: the sum, or its first digits. After `tries` attempts in a row that brought nothing, pause seconds apart, it
+    gives up. Errors: UserError.
     """
     part = path.with_name(path.name + ".part")
     task = progress.add_task(f"{path.name.lstrip('.')}: download", total=None)
@@ -110,11 +113,12 @@ def fetch(url: str, path: Path, md5: str, progress: Progress, tries: int = 5, pa
             raise cannot_write(part, error) from None
         time.sleep(pause)
     progress.update(task, description=f"{path.name.lstrip('.')}: check", completed=0)
-    found = md5_of(part, progress, task)
-    if found != md5:
+    found = sum_of(part, algorithm, progress, task)
+    if not found.startswith(digest):
         part.unlink()
         raise UserError(
-            f"{url} came with the MD5 sum {found}, expected {md5}: it was removed, try the same command again"
+            f"{url} came with the {algorithm.upper()} sum {found}, expected {digest}: "
+            "it was removed, try the same command again"
         )
     os.replace(part, path)
     progress.remove_task(task)
@@ -151,9 +155,9 @@ def _fetch_rest(url: str, part: Path, progress: Progress, task: TaskID) -> None:
     return None
 
 
-def md5_of(path: Path, progress: Progress, task: TaskID) -> str:
-    """The MD5 sum of a file, in hexadecimal digits."""
-    digest = hashlib.md5(usedforsecurity=False)
+def sum_of(path: Path, algorithm: str, progress: Progress, task: TaskID) -> str:
+    """The sum of a file by that algorithm, in hexadecimal digits."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)

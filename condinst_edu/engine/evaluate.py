@@ -24,8 +24,10 @@ from torch.utils.data import Subset
 from condinst_edu.datasets.batching import build_eval_loader
 from condinst_edu.datasets.coco import CocoDataset
 from condinst_edu.datasets.coco_json import Coco, check_coco, encode_segmentation, read_coco
+from condinst_edu.datasets.coco_panoptic import PanopticDataset
 from condinst_edu.datasets.transforms import drop_crowd, resize_nearest, resized_size, sample_masks
 from condinst_edu.engine.distributed import gather_to_first, of_first, rank, world
+from condinst_edu.engine.panoptic import evaluate_panoptic, quality_table
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
 from condinst_edu.layers.upsample import resize_masks
@@ -207,9 +209,12 @@ def evaluate(
 
     model([image (3, H, W) in [0, 1]], output_sizes=[(height, width)]) gives one dict of detections per image; without
     masks, box AP alone. short_side, max_size: pixels of the image that the model sees, None for the stored size.
-    Returns `coco_ap`. At no time are bitmaps of more than one image in memory. Several processes (`join_processes`)
-    share the images; the first one scores all results and tells the others.
+    Returns `coco_ap`, or for a PanopticDataset the panoptic quality (`evaluate_panoptic`). At no time are bitmaps of
+    more than one image in memory. Several processes (`join_processes`) share the images; the first one scores all
+    results and tells the others.
     """
+    if isinstance(dataset, PanopticDataset):
+        return evaluate_panoptic(model, dataset, short_side, max_size, device, progress, workers)
     results = detect_all(model, dataset, short_side, max_size, device, progress, workers)
     kinds = ("bbox", "segm") if all("segmentation" in result for result in results) else ("bbox",)
     return of_first(coco_ap(dataset.truth(), results, kinds, dataset.image_ids) if rank() == 0 else None)
@@ -245,6 +250,20 @@ def detect_all(
 
 def report(scores: Scores, out: Path | None = None) -> None:
     """Print the scores as a table, in percent, and write them to `out` as JSON if given."""
+    Console().print(quality_table(scores) if "All" in scores else _ap_table(scores))
+    if out is not None:
+        with whole_file(out) as temporary:
+            temporary.write_text(json.dumps(scores, indent=2))
+
+
+def headline(scores: Scores) -> float:
+    """The one number that tells whether a model is better: PQ, else mask AP, else box AP."""
+    if "All" in scores:
+        return float(scores["All"]["pq"])
+    return float(scores["mask" if "mask" in scores else "box"]["AP"])
+
+
+def _ap_table(scores: Scores) -> Table:
     table = Table("AP in percent", *scores)
     for name in STATS:
         table.add_row(name, *(_percent(kind[name]) for kind in scores.values()))
@@ -253,10 +272,7 @@ def report(scores: Scores, out: Path | None = None) -> None:
         table.add_section()
         for name in classes:
             table.add_row(name, *(_percent(kind["per_class"][name]) for kind in scores.values()))
-    Console().print(table)
-    if out is not None:
-        with whole_file(out) as temporary:
-            temporary.write_text(json.dumps(scores, indent=2))
+    return table
 
 
 def _percent(value: float) -> str:

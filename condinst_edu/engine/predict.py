@@ -14,6 +14,7 @@ from condinst_edu.datasets.batching import eval_image
 from condinst_edu.datasets.coco import read_image
 from condinst_edu.engine.checkpoint import Trained
 from condinst_edu.engine.evaluate import encode_results
+from condinst_edu.engine.panoptic import predict_panoptic
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file, writable_folder
 from condinst_edu.progress import progress_bar
@@ -22,11 +23,18 @@ from condinst_edu.progress import progress_bar
 COLORS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF"]
 
 
-def predict(trained: Trained, images: Sequence[Path], out: Path, min_score: float = 0.3, device: str = "cpu") -> Path:
+def predict(
+    trained: Trained,
+    images: Sequence[Path],
+    out: Path,
+    min_score: float = 0.3,
+    device: str = "cpu",
+    panoptic: bool = False,
+) -> Path:
     """Segment photographs; writes one PNG each and results.json to `out`, and returns the latter's path.
 
     min_score: what is drawn; results.json holds all detections, in pixels of the upright photograph, `image_id`
-    counting the photographs from 1, with `file_name` beside it.
+    counting the photographs from 1, with `file_name` beside it. panoptic: things and stuff, see `predict_panoptic`.
     Errors: UserError for an unreadable photograph (nothing of it is written) or folder.
     """
     for path in images:
@@ -36,6 +44,8 @@ def predict(trained: Trained, images: Sequence[Path], out: Path, min_score: floa
     for name in names:
         if (out / name).resolve() in {path.resolve() for path in images}:
             raise UserError(f"{out / name} is one of the photographs: name another folder to write to")
+    if panoptic:
+        return predict_panoptic(trained, images, names, out, device)
     writable_folder(out)
     model = trained.model.to(device)
     results: list[dict[str, Any]] = []
@@ -58,9 +68,10 @@ def predict(trained: Trained, images: Sequence[Path], out: Path, min_score: floa
 @torch.inference_mode()
 def detect(model: torch.nn.Module, image: Tensor, recipe: dict[str, Any], device: str = "cpu") -> dict[str, Tensor]:
     """Detections of a photograph (3, H, W) uint8, in its own pixels, at the size that the recipe evaluates at."""
-    resized = eval_image(image, recipe["test_short_side"], recipe["max_size"])
+    resized = eval_image(image, recipe["test_short_side"], recipe["test_max_size"] or recipe["max_size"])
     size = (image.shape[1], image.shape[2])
-    return {key: value.cpu() for key, value in model([resized.to(device)], output_sizes=[size])[0].items()}
+    found = model([resized.to(device)], output_sizes=[size])[0]
+    return {key: value.cpu() for key, value in found.items() if isinstance(value, Tensor)}
 
 
 def draw(image: Tensor, found: dict[str, Tensor], class_names: list[str], min_score: float) -> Tensor:

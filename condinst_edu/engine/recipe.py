@@ -3,35 +3,74 @@
 import ast
 import dataclasses
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from urllib.error import URLError
 
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
 from condinst_edu.adaptis import AdaptIS
+from condinst_edu.blendmask import BlendMask
 from condinst_edu.condinst import CondInst
+from condinst_edu.dr1mask import DR1Mask
 from condinst_edu.errors import UserError
 from condinst_edu.fcos import FCOS
 from condinst_edu.mask_rcnn import MaskRCNN
+from condinst_edu.panoptic_models import panoptic_blendmask, panoptic_condinst, panoptic_dr1mask
+from condinst_edu.solo import SOLO, DecoupledSOLO
 
-MODELS = {"fcos": FCOS, "condinst": CondInst, "mask-rcnn": MaskRCNN, "adaptis": AdaptIS}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "fcos": FCOS,
+    "condinst": CondInst,
+    "blendmask": BlendMask,
+    "dr1mask": DR1Mask,
+    "solo": SOLO,
+    "decoupled-solo": DecoupledSOLO,
+    "adaptis": AdaptIS,
+    "mask-rcnn": MaskRCNN,
+    "panoptic-condinst": panoptic_condinst,
+    "panoptic-blendmask": panoptic_blendmask,
+    "panoptic-dr1mask": panoptic_dr1mask,
+}
+# Those that hand arguments which they do not know on to other constructors.
+PASSES_ON: dict[str, tuple[Callable[..., nn.Module], ...]] = {
+    "condinst": (FCOS,),
+    "blendmask": (FCOS,),
+    "dr1mask": (FCOS,),
+    "panoptic-condinst": (FCOS, CondInst),
+    "panoptic-blendmask": (FCOS, BlendMask),
+    "panoptic-dr1mask": (FCOS, DR1Mask),
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Model, data, augmentation, optimisation; a named recipe is a function that returns one."""
 
-    model: Literal["fcos", "condinst", "mask-rcnn", "adaptis"] = "condinst"
+    model: Literal[
+        "fcos",
+        "condinst",
+        "blendmask",
+        "dr1mask",
+        "solo",
+        "decoupled-solo",
+        "adaptis",
+        "mask-rcnn",
+        "panoptic-condinst",
+        "panoptic-blendmask",
+        "panoptic-dr1mask",
+    ] = "condinst"
     """Which model."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of its constructor, but for num_classes, which the data decides."""
     start: str | None = None
-    """Trained weights to begin with: a model.safetensors or official:NAME; the model is then theirs."""
+    """Trained weights to begin with: a model.safetensors or official:NAME; the network is then theirs."""
 
     data: Path = Path("data/coco")
-    """Folder that the next four are relative to."""
+    """Folder that the next six are relative to."""
     train_images: str = "train2017"
     """Folder of the training images."""
     train_json: str = "annotations/instances_train2017.json"
@@ -40,6 +79,10 @@ class Recipe:
     """Folder of the held-out images."""
     val_json: str = "annotations/instances_val2017.json"
     """COCO annotations of the held-out images."""
+    train_panoptic: str | None = None
+    """Folder of the training images' panoptic PNGs, where train_json is a panoptic file."""
+    val_panoptic: str | None = None
+    """The same of the held-out images."""
     drawn: Literal["none", "bacteria", "bacteria-v2"] = "none"
     """Images that are drawn when they are asked for, in place of the folder and its annotations."""
     cache: bool = False
@@ -55,6 +98,8 @@ class Recipe:
     """Short side in pixels in evaluation; None keeps each image as it is."""
     max_size: int = 1333
     """Longest long side in pixels."""
+    test_max_size: int | None = None
+    """The same in evaluation, where it is another one."""
     flip: float = 0.5
     """Probability of mirroring a training image left to right."""
     vertical_flip: float = 0.0
@@ -116,10 +161,13 @@ def build_model(model: str, num_classes: int, model_args: dict[str, Any]) -> nn.
     check_model_args(model, model_args)
     try:
         return MODELS[model](num_classes=num_classes, **model_args)
-    except URLError as error:
+    except (URLError, LocalEntryNotFoundError) as error:  # torchvision's weights, timm's
+        reason, option = "the Hugging Face hub cannot be reached", "pretrained=False"
+        if isinstance(error, URLError):
+            reason, option = str(error.reason), "weights=None"
         raise UserError(
-            f"the backbone's pre-trained weights cannot be fetched ({error.reason}); "
-            "--set backbone_options.weights=None starts from random ones"
+            f"the backbone's pre-trained weights cannot be fetched ({reason}); "
+            f"--set backbone_options.{option} starts from random ones"
         ) from None
     except Exception as error:  # arguments go as far as torch and timm, which raise all kinds
         raise UserError(f"the model {model} cannot be built with these arguments: {error}") from None
@@ -127,10 +175,9 @@ def build_model(model: str, num_classes: int, model_args: dict[str, Any]) -> nn.
 
 def check_model_args(model: str, model_args: dict[str, Any]) -> None:
     """UserError where an argument is no parameter of the model, or no number where the model has one."""
-    known = dict(inspect.signature(MODELS[model]).parameters)
-    if model == "condinst":  # hands what it does not know itself to FCOS
-        known = {**inspect.signature(FCOS).parameters, **known}
-    known = {name: p for name, p in known.items() if name not in ("num_classes", "fcos")}
+    constructors = (*PASSES_ON.get(model, ()), MODELS[model])
+    parameters = [p for c in constructors for p in inspect.signature(c).parameters.values()]
+    known = {p.name: p for p in parameters if p.name != "num_classes" and p.kind != p.VAR_KEYWORD}
     for name, value in model_args.items():
         if name not in known:
             raise UserError(f"{model} has no argument {name!r}; it has {', '.join(sorted(known))}")
@@ -147,6 +194,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "workers": (0, 1024),
     "test_short_side": (1, 1e5),
     "max_size": (1, 1e5),
+    "test_max_size": (1, 1e5),
     "flip": (0, 1),
     "vertical_flip": (0, 1),
     "iterations": (1, 1e9),
@@ -176,6 +224,17 @@ def check_recipe(recipe: Recipe) -> None:
             raise UserError(f"{name} is between {low:g} and {high:g}, not {value}")
     if any(side < 1 for side in recipe.short_sides):
         raise UserError(f"short_sides are pixels, at least 1 each, not {recipe.short_sides}")
+
+
+# Model arguments that no weight depends on: how finely masks are drawn, and which locations are trained.
+AROUND_WEIGHTS = ("factor", "sampling", "mask_limit")
+
+
+def adopt_model(recipe: Recipe, model: str, model_args: dict[str, Any]) -> Recipe:
+    """The recipe with the model of trained weights, but for what it says itself of `AROUND_WEIGHTS`."""
+    own = {name: recipe.model_args[name] for name in AROUND_WEIGHTS if name in recipe.model_args}
+    changes: dict[str, Any] = {"model": model, "model_args": {**model_args, **own}}
+    return dataclasses.replace(recipe, **changes)
 
 
 def override_model(recipe: Recipe, settings: tuple[str, ...]) -> Recipe:

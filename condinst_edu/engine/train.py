@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from condinst_edu.datasets.bacteria import open_bacteria
 from condinst_edu.datasets.batching import TrainLoader, build_train_loader
 from condinst_edu.datasets.coco import CocoDataset
+from condinst_edu.datasets.coco_panoptic import PanopticDataset
 from condinst_edu.datasets.transforms import TrainTransform
 from condinst_edu.engine.checkpoint import plain, save_model
 from condinst_edu.engine.distributed import (
@@ -42,7 +43,7 @@ from condinst_edu.engine.distributed import (
     share_gradients,
     world,
 )
-from condinst_edu.engine.evaluate import evaluate
+from condinst_edu.engine.evaluate import evaluate, headline
 from condinst_edu.engine.log import Log, LossRecord
 from condinst_edu.engine.recipe import Recipe, check_recipe
 from condinst_edu.engine.schedule import set_rate
@@ -161,17 +162,19 @@ def score(state: TrainState, held_out: CocoDataset, out: Path) -> dict[str, floa
         state.result,
         held_out,
         short_side=recipe.test_short_side,
-        max_size=recipe.max_size,
+        max_size=recipe.test_max_size or recipe.max_size,
         device=state.device,
         progress=False,
         workers=recipe.workers,
     )
-    value = scores["mask" if "mask" in scores else "box"]["AP"]
+    value = headline(scores)
     if value > state.best:
         state.best = value
         if rank() == 0:
             dataset = state.dataset
             save_model(out / "best.safetensors", state.result, recipe, dataset.category_ids, dataset.class_names)
+    if "All" in scores:
+        return {"PQ": value}
     return {f"{kind}_AP": values["AP"] for kind, values in scores.items()}
 
 
@@ -195,15 +198,17 @@ def open_split(recipe: Recipe, split: str, category_ids: list[int] | None = None
     if recipe.drawn != "none":
         return open_bacteria(recipe.drawn, training)
     images, annotations = (recipe.train_images, recipe.train_json) if training else (recipe.val_images, recipe.val_json)
-    return CocoDataset(
-        recipe.data / images,
-        recipe.data / annotations,
-        cache=recipe.cache and training,
-        keep_empty=not training,
-        skip_missing=recipe.skip_missing,
-        category_ids=category_ids,
-        outlines=training,
-    )
+    segments = recipe.train_panoptic if training else recipe.val_panoptic
+    options: dict[str, Any] = {
+        "cache": recipe.cache and training,
+        "keep_empty": not training,
+        "skip_missing": recipe.skip_missing,
+        "category_ids": category_ids,
+    }
+    where = (recipe.data / images, recipe.data / annotations)
+    if segments is not None:
+        return PanopticDataset(*where, recipe.data / segments, **options)
+    return CocoDataset(*where, **options, outlines=training)
 
 
 def train_batches(

@@ -76,7 +76,8 @@ class ResNetBackbone(Backbone):
     """torchvision's ResNet without its classifier.
 
     weights: one of torchvision's own names ("DEFAULT", "IMAGENET1K_V2", ...) or None for random ones;
-    norm: "frozen_bn" (statistics and scales fixed, the papers' choice) or "bn"; frozen_stages: how many of stem,
+    norm: "frozen_bn" (statistics and scales fixed, the papers' choice), "bn", or "fixed_bn" (statistics fixed, scales
+    trained, as in mmdetection); frozen_stages: how many of stem,
     layer1..layer4 are not trained (the papers: 2); stride_in_1x1: halve in a block's first 1x1 convolution, as the
     original Caffe weights do, instead of its 3x3; deformable: levels (of 2 to 5) in whose blocks the 3x3 convolution is
     deformable, beginning with the first block, in every deformable_interval-th.
@@ -93,7 +94,7 @@ class ResNetBackbone(Backbone):
         deformable_interval: int = 1,
     ) -> None:
         super().__init__()
-        norms = {"frozen_bn": FrozenBatchNorm2d, "bn": nn.BatchNorm2d}
+        norms = {"frozen_bn": FrozenBatchNorm2d, "bn": nn.BatchNorm2d, "fixed_bn": FixedBatchNorm2d}
         if norm not in norms:
             raise ValueError(f"norm must be one of {sorted(norms)}, not {norm!r}")
         body: Any = torchvision.models.get_model(name, weights=weights, norm_layer=norms[norm])
@@ -132,6 +133,14 @@ class ResNetBackbone(Backbone):
         for level, stage in enumerate(self.stages, start=2):
             features[level] = x = stage(x)
         return features
+
+
+class FixedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose statistics stay what they are, in training too; its scale and shift are trained."""
+
+    def train(self, mode: bool = True) -> "FixedBatchNorm2d":
+        super().train(False)
+        return self
 
 
 class DeformableConv(DeformConv2d):

@@ -14,11 +14,16 @@ def normaliser(count: Tensor, least: float = 1.0) -> Tensor:
     count: a number (), without gradient. DistributedDataParallel takes the mean of the processes' gradients, which then
     is the gradient of one process that has all the images. In a single process: the count, at least `least`.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if processes() == 1:
         return count.clamp(min=least)
     total = count.clone()
     distributed.all_reduce(total)
-    return total.clamp(min=least) / distributed.get_world_size()
+    return total.clamp(min=least) / processes()
+
+
+def processes() -> int:
+    """How many processes train together: 1 unless torch.distributed says otherwise."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def dice_loss(scores: Tensor, targets: Tensor, eps: float = 1e-5) -> Tensor:

@@ -1,10 +1,10 @@
 """Upsampling as the official code aligns it, and the way from mask logits to binary masks at any size.
 
 Cell i of a map with stride s sits on pixel s*i + s//2 (`condinst_edu.coordinates`). Upsampling by f gives a map of
-stride s/f whose cell k reads the input at (k - f//2) / f, as the official code and DR1Mask have it. That is exact where
+stride s/f whose cell k reads the input at (k - f//2) / f, as the official code has it. That is exact where
 the result's cells are pixels (f = s). Where they are coarser, and f is even, everything lands floor(s / (2 f)) pixels
 too far right and down, 2 for 8 to 4; training happens on the same grid and absorbs it (lesson 3 measures it).
-CondInst 2.1 and 3.4 (`condinst:upsampling`), DR1Mask 3.2.1 (`dr1mask:aligned-upsampling`).
+CondInst 2.1 and 3.4 (`condinst:upsampling`); DR1Mask's own, `upsample_to`, follows strided convolutions (3.3).
 
 Legend: N masks, H, W map, f factor.
 """
@@ -17,7 +17,7 @@ def aligned_upsample(x: Tensor, factor: int) -> Tensor:
     """Bilinear upsampling in which output k reads input position (k - factor//2) / factor, clamped to the map.
 
     x (..., H, W) float; factor >= 1. Returns (..., H * factor, W * factor).
-    Source: condinst:upsampling, dr1mask:aligned-upsampling.
+    Source: condinst:upsampling.
     """
     if factor < 1:
         raise ValueError(f"the upsampling factor must be at least 1, not {factor}")
@@ -31,6 +31,21 @@ def _upsample_last(x: Tensor, f: int) -> Tensor:
     shifts = [(p - f // 2) / f for p in range(f)]
     phases = [torch.lerp(x, before if t < 0 else after, abs(t)) if t else x for t in shifts]
     return torch.stack(phases, dim=-1).flatten(-2)
+
+
+def upsample_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map twice as fine, of which output k reads input k / 2, cut on the right and at the bottom to `size`.
+
+    x (..., H, W) -> (..., *size), size (height, width) at most (2 H, 2 W); bilinear, clamped to the map. A 3x3
+    convolution with stride 2 and padding 1 centres its output j on input 2 j, whether the input has 2 n or 2 n - 1
+    cells: this puts j back on 2 j. (`aligned_upsample` puts it on 2 j + 1, which is right where the fine cells are
+    pixels; from P7 to P3 that would add up to 15 cells.) Source: dr1mask:aligned-upsampling.
+    """
+    if size[0] > 2 * x.shape[-2] or size[1] > 2 * x.shape[-1]:
+        raise ValueError(f"a map of {tuple(x.shape[-2:])} is at most doubled, not {tuple(size)}")
+    fine = aligned_upsample(x, 2)[..., 1:, 1:]  # k / 2 for k = 0 .. 2 n - 2
+    fine = torch.cat([fine, fine[..., -1:]], dim=-1)
+    return torch.cat([fine, fine[..., -1:, :]], dim=-2)[..., : size[0], : size[1]]
 
 
 TILE = 32  # output pixels; smaller tiles follow borders closer, larger ones are fewer
@@ -109,11 +124,34 @@ def linear_weights(position: Tensor, cells: int) -> Tensor:
     return weights.scatter_add_(1, (low + 1).clamp(max=cells - 1)[:, None], fraction)
 
 
-def _resize_weights(cells: int, stride: int, size_in: int, size_out: int, device: torch.device) -> Tensor:
-    """Matrix (size_out, cells): aligned upsampling by `stride`, cut to size_in, half-pixel resize to size_out."""
+def _resize_weights(
+    cells: int, stride: int, size_in: int, size_out: int, device: torch.device, aligned: bool = True
+) -> Tensor:
+    """Matrix (size_out, cells): upsampling by `stride`, cut to size_in, half-pixel resize to size_out.
+
+    Cell 0 sits on pixel stride // 2 where the upsampling is aligned, else, with half-pixel centres, half a pixel or
+    none to the left of it.
+    """
     pixels = torch.arange(size_in, device=device, dtype=torch.float32)
-    upsample = linear_weights((pixels - stride // 2) / stride, cells)  # (size_in, cells)
+    origin = stride // 2 if aligned else (stride - 1) / 2
+    upsample = linear_weights((pixels - origin) / stride, cells)  # (size_in, cells)
     position = (torch.arange(size_out, device=device) + 0.5) * (size_in / size_out) - 0.5
     position = position.clamp(0, size_in - 1)
     low = position.floor().long()
     return torch.lerp(upsample[low], upsample[(low + 1).clamp(max=size_in - 1)], (position - low)[:, None])
+
+
+def resize_logits(
+    logits: Tensor, stride: int, input_size: tuple[int, int], output_size: tuple[int, int], aligned: bool = True
+) -> Tensor:
+    """Logits at any size: upsampled to the input's pixels, cropped, resized bilinearly with half-pixel centres.
+
+    logits (..., H, W) at `stride` pixels; sizes: (height, width) of the network's input without its padding, and of the
+    result; aligned: upsampling as of `resize_masks`, else with half-pixel centres too. Returns (..., *output_size) as
+    two matrix products; the input's pixels are never made.
+    """
+    rows, columns = (
+        _resize_weights(cells, stride, size_in, size_out, logits.device, aligned).to(logits)
+        for cells, size_in, size_out in zip(logits.shape[-2:], input_size, output_size, strict=True)
+    )
+    return rows @ logits @ columns.mT

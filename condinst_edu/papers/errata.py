@@ -138,6 +138,66 @@ def embedding_of_factored_attention() -> bool:
     return (bases * 14 * 14, bases * 4, bases * 4 + channels * bases) == (784, 16, 144)
 
 
+def equation_3_is_not_equation_4() -> bool:
+    """On a random map, the sums of Eq. 3 and Eq. 4 agree for a 1x1 kernel and differ for a 3x3 one."""
+    import torch  # here: the list of all ids does without torch
+
+    from condinst_edu.papers.naive_dr1mask import eq_3, eq_4
+
+    random = torch.Generator().manual_seed(0)
+    x, a, b = torch.randn(3, 2, 4, 5, generator=random, dtype=torch.float64)
+    agree = []
+    for side in (1, 3):
+        weight = torch.randn(2, 2, side, side, generator=random, dtype=torch.float64)
+        agree.append(torch.allclose(eq_3(weight, x, a, b), eq_4(weight, x, a, b)))
+    return agree == [True, False]
+
+
+def sections_that_are_no_equations() -> bool:
+    """The equations that the project lists are numbered 1 to 9; "3.1" is where Eq. 2, 3 and 4 stand."""
+    from condinst_edu.papers.items_dr1mask import ITEMS  # here: it knows nothing of errata
+
+    places = {item.id: item.section for item in ITEMS if ":eq-" in item.id}
+    numbered = {f"dr1mask:eq-{n}" for n in range(1, 10)}
+    return set(places) == numbered and [places[f"dr1mask:eq-{n}"] for n in (1, 2, 3, 4)] == ["2", "3.1", "3.1", "3.1"]
+
+
+def kernel_of_a_position() -> bool:
+    """C x C numbers take C inputs to C outputs; C numbers take them to one."""
+    import torch
+
+    x, matrix, vector = torch.ones(3), torch.ones(3, 3), torch.ones(3)
+    return (matrix @ x).shape == (3,) and (vector @ x).shape == ()
+
+
+def crops_and_attention() -> bool:
+    """Crops are square, and a product along the K of Q needs the K channels of R', of which R has D."""
+    import torch
+
+    attention, crop = torch.ones(4, 56, 56), torch.ones(32, 56, 56)
+    projected = torch.einsum("kd,dhw->khw", torch.ones(4, 32), crop)
+    try:
+        _ = attention * crop
+    except RuntimeError:
+        return (attention * projected).shape == (4, 56, 56)
+    return False
+
+
+def strided_convolutions_and_upsampling() -> bool:
+    """A 3x3 convolution with stride 2 centres output j on input 2 j; the official upsampling puts it on 2 j + 1."""
+    import torch
+
+    from condinst_edu.layers.upsample import aligned_upsample, upsample_to
+
+    x = torch.arange(17.0).expand(17, 17)
+    kernel = torch.full((1, 1, 3, 3), 1 / 9)
+    coarse = torch.nn.functional.conv2d(x[None, None], kernel, stride=2, padding=1)[0, 0]  # 9 x 9
+    ours, official = upsample_to(coarse, (17, 17)), aligned_upsample(coarse, 2)[:17, :17]
+    inner = slice(4, 13)
+    shifts = [float((y[inner, inner] - x[inner, inner]).mean()) for y in (ours, official)]
+    return [round(shift, 3) for shift in shifts] == [0.0, -1.0]
+
+
 def test_dev_tables_swapped() -> bool:
     """Table 4 is Mapillary's leaderboard, Table 6 lists the methods that are on COCO in Table 5."""
     coco = {row[0] for row in TABLES["adaptis:table-5"].rows}
@@ -214,6 +274,60 @@ ENTRIES = (
         finding="Two methods with other backbones agree in all three figures; the paper does not show which is right.",
         status="confirmed",
         witness=identical_rows,
+    ),
+    Erratum(
+        id="dr1mask:eq-3-4",
+        items=("dr1mask:eq-3", "dr1mask:eq-4"),
+        where="Eq. 3 beside Eq. 4, section 3.1",
+        says="Eq. 4 computes Eq. 3 on the whole map, in parallel.",
+        finding=(
+            "Eq. 3 multiplies by B at (h - j, w - k), inside the sum, Eq. 4 by B at (h, w), after it: they agree for"
+            " 1x1 kernels only. Eq. 4 is what the text describes (before and after the convolution), and what we do."
+        ),
+        status="confirmed",
+        witness=equation_3_is_not_equation_4,
+    ),
+    Erratum(
+        id="dr1mask:equation-3.1",
+        items=("dr1mask:eq-1", "dr1mask:eq-4", "dr1mask:eq-5"),
+        where="sections 3.1, 3.2.1 and 4.2",
+        says='It cites "Equation 3.1" for A and B, and "Equation (2)" for what DR1Conv extends.',
+        finding=(
+            "There is no Equation 3.1, it is the section of DR1Conv: Eq. 4 is meant. What is extended is the formula"
+            " after Eq. 1, which has no number; Eq. 2 comes after the reference to it."
+        ),
+        status="confirmed",
+        witness=sections_that_are_no_equations,
+    ),
+    Erratum(
+        id="dr1mask:kernel-shape",
+        items=("dr1mask:eq-2",),
+        where="section 3.1, above Eq. 2",
+        says="The dynamic kernel W'_hw of a position has C numbers.",
+        finding="It maps C channels to C channels: C x C numbers, made from the 2 C of a_hw and b_hw.",
+        status="confirmed",
+        witness=kernel_of_a_position,
+    ),
+    Erratum(
+        id="dr1mask:crops",
+        items=("dr1mask:eq-7", "dr1mask:eq-8"),
+        where="section 3.2.3",
+        says="Crops are D x 56 x 56, then D x 56 x 65; Q is multiplied with R.",
+        finding="65 is a slip of 56. Q has K channels, as R' of Eq. 7 has; R has D: it is Q times R'.",
+        status="confirmed",
+        witness=crops_and_attention,
+    ),
+    Erratum(
+        id="dr1mask:upsampling",
+        items=("dr1mask:aligned-upsampling",),
+        where="section 4.2, beside the official code of the same authors",
+        says="The upsampling is aligned with the downsampling of strided convolutions.",
+        finding=(
+            "The aligned upsampling of their published code is not: it lands one fine cell further right and down. Ours"
+            " follows the paper's words; which of the two gave Table 5 cannot be told, since the code is not published."
+        ),
+        status="open",
+        witness=strided_convolutions_and_upsampling,
     ),
     Erratum(
         id="dr1mask:abstract",

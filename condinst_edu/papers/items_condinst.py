@@ -93,11 +93,18 @@ ITEMS = (
         id="condinst:panoptic-branch",
         title="Semantic branch: P2 to P5 concatenated, a 1x1 convolution, softmax; loss weight 0.5",
         section="2.5",
+        symbols=(
+            "condinst_edu.panoptic.SemanticBranch",
+            "condinst_edu.panoptic.split_target",
+            "condinst_edu.panoptic.stuff_loss",
+            "condinst_edu.panoptic.PanopticModel",
+        ),
     ),
     Item(
         id="condinst:panoptic-fusion",
         title="Fusion: instances from score 0.45 on; one that loses more than 40 % of its area goes",
         section="2.5",
+        symbols=("condinst_edu.panoptic.fuse", "condinst_edu.panoptic.PanopticModel"),
     ),
     Item(
         id="condinst:table-1a",
@@ -141,10 +148,30 @@ ITEMS = (
         symbols=("condinst_edu.condinst.mask_nms",),
         miniature=True,
     ),
-    Item(id="condinst:table-6", title="Comparison on COCO: backbones, schedules, semantic task", section="3.6"),
-    Item(id="condinst:table-7", title="Real-time models: DLA-34, shared towers", section="3.7"),
-    Item(id="condinst:table-8", title="Cityscapes", section="3.8"),
-    Item(id="condinst:table-9", title="Panoptic segmentation on COCO", section="3.9"),
+    Item(
+        id="condinst:table-6",
+        title="Comparison on COCO: backbones, schedules, semantic task",
+        section="3.6",
+        symbols=("condinst_edu.recipes.coco.coco", "condinst_edu.layers.bifpn.BiFPN"),
+    ),
+    Item(
+        id="condinst:table-7",
+        title="Real-time models: DLA-34, shared towers",
+        section="3.7",
+        symbols=("condinst_edu.recipes.coco.real_time",),
+    ),
+    Item(
+        id="condinst:table-8",
+        title="Cityscapes",
+        section="3.8",
+        symbols=("condinst_edu.recipes.cityscapes.cityscapes",),
+    ),
+    Item(
+        id="condinst:table-9",
+        title="Panoptic segmentation on COCO",
+        section="3.9",
+        symbols=("condinst_edu.recipes.panoptic.coco_panoptic", "condinst_edu.panoptic_models.panoptic_condinst"),
+    ),
     Item(
         id="condinst-eccv:mask-branch",
         title="The mask branch reads P3 alone",
@@ -205,5 +232,10 @@ ITEMS = (
         section="3.5",
         symbols=("condinst_edu.condinst.mask_nms",),
     ),
-    Item(id="condinst-eccv:table-6", title="Comparison on COCO", section="3.6"),
+    Item(
+        id="condinst-eccv:table-6",
+        title="Comparison on COCO",
+        section="3.6",
+        symbols=("condinst_edu.recipes.coco.coco_condinst_eccv_r50_1x",),
+    ),
 )

@@ -57,8 +57,82 @@ def shapes_condinst() -> Recipe:
     return dataclasses.replace(shapes_fcos(), model="condinst", model_args=model_args)
 
 
+def shapes_blendmask() -> Recipe:
+    """Tiny BlendMask, 0.7 M parameters: 4 bases at stride 2, attention of 7x7, masks of 28x28."""
+    model_args = {
+        **tiny_model(),
+        "levels": (2, 3, 4, 5),
+        "head_from": 3,
+        "bases": {"channels": 32, "convs": 1},  # on P2, upsampled: the resolution of CondInst's masks
+        "attention": 7,
+        "size": 28,
+        "semantic": False,
+    }
+    return dataclasses.replace(shapes_fcos(), model="blendmask", model_args=model_args)
+
+
+def shapes_dr1mask() -> Recipe:
+    """Tiny DR1Mask, 0.7 M parameters: 16 channels at stride 2, factored attention of 7x7, masks of 28x28."""
+    model_args = {
+        **tiny_model(),
+        "levels": (2, 3, 4, 5),
+        "head_from": 3,  # P2 is merged by a plain convolution: no tower gives it factors
+        "head": {"tower_convs": 2, "norm": "gn", "learned_scales": True},
+        "basis": {"width": 16},
+        "attention": "factored",
+        "attention_options": {"size": 7},
+        "size": 28,
+        "mask_limit": 10,
+    }
+    return dataclasses.replace(shapes_fcos(), model="dr1mask", model_args=model_args)
+
+
+def panoptic_shapes(recipe: Recipe, model_args: dict[str, Any]) -> Recipe:
+    """A panoptic model that is trained as an instance model is, on the shapes' panoptic files."""
+    return dataclasses.replace(
+        recipe,
+        model=f"panoptic-{recipe.model}",  # type: ignore[arg-type]
+        # The same part of the image as 64 x 64 pixels of one of COCO's
+        model_args={**recipe.model_args, "num_things": 5, "fusion": {"min_stuff": 200}, **model_args},
+        train_json="annotations/panoptic_train.json",
+        val_json="annotations/panoptic_val.json",
+        train_panoptic="panoptic_train",
+        val_panoptic="panoptic_val",
+    )
+
+
+def shapes_panoptic_condinst() -> Recipe:
+    """Tiny CondInst with a semantic branch: things and stuff of the shapes' landscapes."""
+    condinst = shapes_condinst()
+    return panoptic_shapes(condinst, {"bottom": {**condinst.model_args["bottom"], "first": 0}})
+
+
+def shapes_panoptic_dr1mask() -> Recipe:
+    """Tiny DR1Mask with the panoptic layer, a vector for each instance."""
+    return panoptic_shapes(shapes_dr1mask(), {"attention": "vector", "attention_options": {}})
+
+
 def shapes_mask_rcnn() -> Recipe:
     """Tiny Mask R-CNN, to compare with: the same backbone, torchvision's own heads."""
     shared = ("backbone", "backbone_options", "channels", "score_threshold")
     model_args = {key: value for key, value in tiny_model().items() if key in shared}
     return dataclasses.replace(shapes_fcos(), model="mask-rcnn", model_args=model_args, iterations=1500, lr=3e-3)
+
+
+def shapes_solo() -> Recipe:
+    """Tiny SOLO: grids of 16 and 8 cells for the smaller and the larger shapes, masks at strides 2 and 4."""
+    shared = ("backbone", "backbone_options", "channels")
+    model_args = {
+        **{key: value for key, value in tiny_model().items() if key in shared},
+        "levels": (2, 3),
+        "strides": (4, 8),
+        "grids": (16, 8),
+        "ranges": ((1, 36), (28, 128)),
+        "head": {"convs": 3, "channels": 48},
+    }
+    return dataclasses.replace(shapes_fcos(), model="solo", model_args=model_args, iterations=1000)
+
+
+def shapes_decoupled_solo() -> Recipe:
+    """Tiny Decoupled SOLO: a map for each row and each column in place of one for each cell."""
+    return dataclasses.replace(shapes_solo(), model="decoupled-solo")

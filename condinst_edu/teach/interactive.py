@@ -14,10 +14,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from condinst_edu import fcos
 from condinst_edu.adaptis import AdaptIS
 from condinst_edu.condinst import CondInst
 from condinst_edu.coordinates import absolute_coordinates, relative_coordinates
-from condinst_edu.fcos import Assignment, Outputs, Points, assign_targets, make_points, pad_targets
+from condinst_edu.fcos import Assignment, Outputs, Points
 from condinst_edu.layers.images import Size, make_batch
 from condinst_edu.layers.upsample import resize_masks
 from condinst_edu.mask_head import DynamicMaskHead, split_parameters
@@ -260,16 +261,17 @@ def targets_of(
     height, width = image.shape[1:]
     maps = [torch.zeros(1, -(-height // s), -(-width // s), device=target["boxes"].device) for s in strides]
     reach = list(zip((-1, *ranges), (*ranges, torch.inf), strict=True))
-    points = make_points(maps, strides, reach)
-    boxes, labels, centers = pad_targets([target], center)
-    assignment = assign_targets(points, boxes, labels, centers, radius)
+    # Called through their module, where `deviate` exchanges them.
+    points = fcos.make_points(maps, strides, reach)
+    boxes, labels, centers = fcos.pad_targets([target], center)
+    assignment = fcos.assign_targets(points, boxes, labels, centers, radius)
 
     positive = assignment.labels[0] > 0
     owners = assignment.matched[0, positive]
     count = len(target["labels"])
     per_object = torch.bincount(owners, minlength=count).tolist()
     # Each object as if it were alone in the image: a batch of as many images as objects.
-    alone = assign_targets(points, boxes[0][:, None], labels[0][:, None], centers[0][:, None], radius)
+    alone = fcos.assign_targets(points, boxes[0][:, None], labels[0][:, None], centers[0][:, None], radius)
     return Targets(
         points,
         assignment,

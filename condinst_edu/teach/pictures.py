@@ -72,14 +72,20 @@ def show_masks(image: Tensor, instances: Mapping[str, Tensor], class_names: Sequ
 
 
 def show_panels(
-    panels: Mapping[str, tuple[Tensor, Mapping[str, Tensor]]], class_names: Sequence[str] = (), columns: int = 4
+    panels: Mapping[str, tuple[Tensor, Mapping[str, Tensor]]],
+    class_names: Sequence[str] = (),
+    columns: int = 4,
+    captions: bool = True,
 ) -> Figure:
-    """Several pictures as `show_masks` draws them, in a grid, each under its title: {title: (image, instances)}."""
+    """Several pictures as `show_masks` draws them, in a grid, each under its title: {title: (image, instances)}.
+
+    captions: of the boxes, class and score.
+    """
     columns = min(columns, len(panels))
     height, width = next(iter(panels.values()))[0].shape[1:]
     figure, axes = new_figure(-(-len(panels) // columns), columns, 3, 3 * height / width + 0.3)
     for ax, (title, (image, instances)) in zip(axes, panels.items(), strict=False):
-        draw_instances(ax, image, instances, class_names, fontsize=7)
+        draw_instances(ax, image, instances, class_names, fontsize=7 if captions else 0)
         ax.set_title(title, fontsize=9)
     for unused in axes[len(panels) :]:
         unused.set_axis_off()
@@ -89,7 +95,7 @@ def show_panels(
 def draw_instances(
     axes: Axes, image: Tensor, instances: Mapping[str, Tensor], class_names: Sequence[str] = (), fontsize: float = 8
 ) -> None:
-    """What `show_masks` shows, on axes that are there."""
+    """What `show_masks` shows, on axes that are there; fontsize: of the boxes' captions, 0 for none."""
     masks = instances.get("masks", torch.zeros(0, *image.shape[1:]))
     painted = image.detach().cpu().clone()
     for i, mask in enumerate(masks.detach().cpu().bool()):
@@ -98,7 +104,7 @@ def draw_instances(
     draw_image(axes, painted)
     boxes = instances.get("boxes", torch.zeros(0, 4))
     draw_boxes(axes, boxes)
-    for i, (x0, y0, *_) in enumerate(boxes.tolist()):
+    for i, (x0, y0, *_) in enumerate(boxes.tolist() if fontsize else ()):
         style = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.75}
         side = "bottom" if y0 > 0.05 * image.shape[1] else "top"  # a caption stays within the picture
         taken = int(((boxes[:i, :2] - boxes[i, :2]).abs().amax(-1) < 0.05 * image.shape[1]).sum())  # captions here

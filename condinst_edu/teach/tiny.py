@@ -25,6 +25,7 @@ from torch import nn
 import condinst_edu
 from condinst_edu.datasets.bacteria import Bacteria
 from condinst_edu.datasets.coco import CocoDataset
+from condinst_edu.datasets.coco_panoptic import PanopticDataset
 from condinst_edu.datasets.shapes_coco import write_shapes
 from condinst_edu.engine.checkpoint import Trained, load_model, save_model
 from condinst_edu.engine.evaluate import evaluate
@@ -32,6 +33,7 @@ from condinst_edu.engine.recipe import Recipe, override_model
 from condinst_edu.engine.train import open_split, train
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
+from condinst_edu.panoptic import PanopticModel
 from condinst_edu.papers.reproduce_toy import score_toy
 from condinst_edu.recipes import get_recipe
 
@@ -107,11 +109,45 @@ def broken(name: str) -> str | None:
     return None
 
 
-def held_out(count: int = 50) -> CocoDataset:
-    """The first `count` held-out shapes images, of those that the cards' metrics are from; drawn at the first call."""
+def held_out_folder(count: int = 50) -> Path:
+    """Folder of the first `count` held-out shapes images, of those that the cards' metrics are from; drawn once."""
     folder = ROOT / "runs" / "lessons" / f"held-out-{count}"
     write_shapes(folder, train=1, val=count, show_progress=False)
+    return folder
+
+
+def held_out(count: int = 50) -> CocoDataset:
+    """The images of `held_out_folder` with their instances."""
+    folder = held_out_folder(count)
     return CocoDataset(folder / "val", folder / "annotations" / "instances_val.json")
+
+
+def held_out_panoptic(count: int = 50) -> PanopticDataset:
+    """The images of `held_out_folder` with their things and stuff."""
+    folder = held_out_folder(count)
+    return PanopticDataset(folder / "val", folder / "annotations" / "panoptic_val.json", folder / "panoptic_val")
+
+
+def score_tiny(name: str, count: int = 50) -> dict[str, Any]:
+    """Box and mask AP of a shipped model on `count` held-out images, now, and what else its problem is scored by."""
+    if recipe_of(name, Path()).drawn == "none":
+        return score(load_tiny(name).model, held_out_folder(count))
+    return score_drawn(load_tiny(name).model, held_out_of(name, count))
+
+
+def score(model: nn.Module, folder: Path, progress: bool = False) -> dict[str, Any]:
+    """{"box", "mask"} as of `evaluate` on the held-out images of a folder of shapes, and "panoptic": PQ, SQ, RQ of all,
+    PQ of things and of stuff.
+    """
+    instances = CocoDataset(folder / "val", folder / "annotations" / "instances_val.json")
+    scores = evaluate(model, instances, progress=progress)
+    if isinstance(model, PanopticModel):
+        annotations = folder / "annotations" / "panoptic_val.json"
+        dataset = PanopticDataset(folder / "val", annotations, folder / "panoptic_val")
+        quality = evaluate(model, dataset, progress=progress)
+        scores["panoptic"] = {key.upper(): quality["All"][key] for key in ("pq", "sq", "rq")}
+        scores["panoptic"] |= {"PQ_th": quality["Things"]["pq"], "PQ_st": quality["Stuff"]["pq"]}
+    return scores
 
 
 def held_out_of(name: str, count: int = 50) -> CocoDataset:
@@ -120,12 +156,7 @@ def held_out_of(name: str, count: int = 50) -> CocoDataset:
     return held_out(count) if recipe.drawn == "none" else open_split(recipe, "val").first(count)
 
 
-def score_tiny(name: str, count: int = 50) -> dict[str, Any]:
-    """Box and mask AP of a shipped model on `count` held-out images, now."""
-    return score_on(load_tiny(name).model, held_out_of(name, count))
-
-
-def score_on(model: nn.Module, images: CocoDataset) -> dict[str, Any]:
+def score_drawn(model: nn.Module, images: CocoDataset) -> dict[str, Any]:
     """Box and mask AP; of the toy problem AP at its own thresholds too, in percent."""
     scores = evaluate(model, images, progress=False)
     return scores | {"toy": score_toy(model, images)} if isinstance(images, Bacteria) else scores
@@ -156,7 +187,10 @@ def make_tiny(name: str, data: Path, work: Path) -> dict[str, Any]:
     path = tiny_folder() / f"{name}.safetensors"
     store(source, path)
     trained = load_model(path)
-    scores = score_on(trained.model, open_split(recipe, "val").first(200))
+    if recipe.drawn == "none":
+        scores = score(trained.model, data, progress=True)
+    else:
+        scores = score_drawn(trained.model, open_split(recipe, "val").first(200))
     card = {
         "name": name,
         "about": TINY[name].about,
@@ -212,14 +246,15 @@ def show_tiny(names: Sequence[str]) -> None:
     screen = Table()
     screen.add_column("name", no_wrap=True)
     screen.add_column("what it is")
-    for column in ("MB", "minutes", "box AP", "mask AP"):
+    for column in ("MB", "minutes", "box AP", "mask AP", "PQ"):
         screen.add_column(column, justify="right")
     problems = {name: problem for name in names if (problem := broken(name))}
     for name in (name for name in names if name not in problems):
         card = read_card(name)
         box, mask = (card["metrics"].get(kind, {}).get("AP", -1) for kind in ("box", "mask"))
         numbers = [f"{card['bytes'] / 1e6:.1f}", f"{card['seconds'] / 60:.1f}"]
-        screen.add_row(name, card["about"], *numbers, f"{box:.3f}", f"{mask:.3f}" if mask > 0 else "")
+        quality = card["metrics"].get("panoptic", {}).get("PQ", -1)
+        screen.add_row(name, card["about"], *numbers, *(f"{x:.3f}" if x > 0 else "" for x in (box, mask, quality)))
     console = Console()
     console.print(screen)
     for name, problem in problems.items():

@@ -6,7 +6,7 @@
 #     name: python3
 #   lesson:
 #     title: "FCOS: boxes without anchors"
-#     minutes: {read: 50, do: 90, run: 1}
+#     minutes: {read: 40, do: 90, run: 1}
 #     needs: [PyTorch and convolutions, "lesson 0 for the score (AP)"]
 #     gives: [how a map of features becomes boxes, why several levels are needed, focal and GIoU loss from scratch]
 #     papers:
@@ -27,11 +27,10 @@ doctor.quick("fcos")
 # %% [markdown]
 # ## A result first
 #
-# A small FCOS looks at drawn shapes that it has never seen. Left the truth, right what it answers: a box, a class
-# and a score for each thing that it finds (only scores of at least 0.4 are drawn). Below is its **AP** on held-out
-# images, which goes from 0 to 1 (lesson 0 derives it). At the end you know every step from the pixels to these
-# boxes. Names such as `condinst:locations` are ids of passages in the papers and in tutorial slides of the FCOS
-# family (`slides:fcos-recall`, for one); `condinst-edu trace` lists them with the code that answers for each.
+# A small FCOS looks at drawn shapes that it has never seen. Left is the truth, right its answer: a box, a class and a
+# score for each thing that it finds. **AP** is its mark on held-out images, from 0 to 1 (lesson 0 derives it). At the
+# end you know every step from the pixels to these boxes. Names such as `condinst:locations` and
+# `slides:fcos-recall` are ids of passages in papers and tutorial slides; `condinst-edu trace` lists them.
 
 # %% tags=["first-result", "demo"]
 import torch
@@ -46,22 +45,20 @@ model, _, class_names, _ = load_tiny("fcos")
 data = held_out(50)
 
 
-def found_in(image, least=0.4):
-    """The model's detections in an image (3, H, W) in [0, 1] that score `least` or more."""
-    with torch.no_grad():
-        found = model([image])[0]
-    return {name: value[found["scores"] >= least] for name, value in found.items()}
+@torch.no_grad()
+def found_in(image):
+    """The model's detections in an image (3, H, W) in [0, 1] that score 0.4 or more."""
+    found = model([image])[0]
+    return {name: value[found["scores"] >= 0.4] for name, value in found.items()}
 
 
 panels = {}
 for k in (7, 11):
     image, target = data[k]
-    truth = {name: target[name] for name in ("boxes", "labels")}
-    panels[f"image {k}: the truth"] = (image / 255, truth)
+    panels[f"image {k}: the truth"] = (image / 255, {n: target[n] for n in ("boxes", "labels")})
     panels[f"image {k}: FCOS"] = (image / 255, found_in(image / 255))
 right = evaluate(model, data, progress=False)["box"]
-weights = sum(p.numel() for p in model.parameters())
-print(f"{weights:,} weights, AP {right['AP']:.3f} on {len(data)} images")
+print(f"AP {right['AP']:.3f} on {len(data)} images")
 pic.show_panels(panels, class_names)
 
 # %% [markdown] tags=["instructor"]
@@ -76,15 +73,14 @@ pic.show_panels(panels, class_names)
 # ## The problem
 #
 # A network turns an image into maps of fixed size, but the number of objects is unknown. For years the answer was
-# **anchors**: at every location of a map, lay out a set of template boxes (nine is common), and predict for each one a
-# class and a correction. An anchor whose IoU with an object is high enough has to find it. This works, but the tutorial
-# slides name its price: the templates are chosen by hand for one data set, they do not transfer to another, and the
-# last layer computes everything nine times.
+# **anchors**: lay out a set of template boxes (nine is common) at every location of a map, and predict a class and a
+# correction for each. This has a price: the templates are chosen by hand for one data set, do not transfer to
+# another, and the last layer computes everything nine times.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 5
-# A base of 4 strides is RetinaNet's choice for COCO. Our shapes are smaller than what it was made for, and the design
-# has to be searched again. The papers that use anchors spend pages on this.
+# The papers that use anchors spend pages on their sizes. "Paper and miniature" below measures it on our shapes: sizes
+# from 4 strides on, RetinaNet's choice for COCO, fit them badly, and have to be searched again.
 
 # %% [markdown]
 # ## The idea, equation by equation
@@ -100,16 +96,15 @@ pic.show_panels(panels, class_names)
 #
 # $$(x, y) \mapsto \left(\lfloor s/2 \rfloor + x s,\ \lfloor s/2 \rfloor + y s\right).$$
 #
-# Maps of several strides make up a **pyramid**. Ours has the levels P3, P4 and P5 with strides $2^3 = 8$, 16
-# and 32. The picture below is 96 pixels high and 160 wide; in one that is not square a mix-up of x and y shows at
-# once. (`same_as` compares two results, or two functions on random inputs, and stops with an error where they
-# differ.)
+# Maps of several strides make up a **pyramid**. Ours has the levels P3, P4 and P5 with strides $2^3 = 8$, 16 and 32.
+# (`same_as` compares two results, or two functions on random inputs, and stops with an error where they differ.
+# `targets_of` gives an image's locations, and the targets that they are trained with.)
 
 # %% tags=["demo"]
 from condinst_edu import fcos
 from condinst_edu.coordinates import locations
 from condinst_edu.datasets.shapes import ShapesConfig, generate
-from condinst_edu.teach import check, same_as
+from condinst_edu.teach import check, same_as, targets_of
 
 
 def drawn(index, seed, config):
@@ -120,46 +115,11 @@ def drawn(index, seed, config):
     return torch.from_numpy(sample.image).permute(2, 0, 1) / 255, target
 
 
-def pyramid(size, strides, ranges):
-    """All locations of the levels for an image (height, width); ranges: see the first rule below."""
-    maps = [torch.zeros(1, 1, -(-size[0] // s), -(-size[1] // s)) for s in strides]
-    reach = zip((-1, *ranges), (*ranges, torch.inf), strict=True)
-    return fcos.make_points(maps, strides, list(reach))
-
-
 scene, truth = drawn(0, 5, ShapesConfig(size=(96, 160), objects=(4, 6)))
 by_hand = torch.tensor([[x * 8 + 4, y * 8 + 4] for y in range(12) for x in range(20)])
 same_as(by_hand.float(), locations((12, 20), stride=8), name="locations")
-levels = pyramid((96, 160), (8, 16, 32), (32, 64))
-pic.show_levels(scene, levels)
-
-# %% [markdown]
-# How well would anchors serve our shapes? Nine boxes at each location, three sizes and three shapes, the smallest
-# size being 4 strides or 2: which share of the objects has one that fits with an IoU of at least 0.5?
-
-# %% tags=["hide-input", "demo"]
-from torchvision.ops import box_iou
-
-
-def anchors(points, base):
-    """Nine boxes around each of L locations: (9 * L, 4); base: the smallest size, in strides."""
-    size = base * 2 ** (torch.arange(3) / 3)[:, None]  # (3, 1)
-    shape = torch.tensor([0.5, 1, 2]).sqrt()  # height / width = 1/2, 1, 2
-    half = torch.stack([size / shape, size * shape], dim=-1).reshape(9, 2) / 2
-    half = half * points.stride[:, None, None]  # (L, 9, 2)
-    return torch.cat([points.xy[:, None] - half, points.xy[:, None] + half], dim=-1).flatten(0, 1)
-
-
-targets = [data.target(k) for k in range(len(data))]
-objects = sum(len(target["labels"]) for target in targets)
-grid = pyramid((128, 128), (8, 16, 32), (32, 64))
-fitting = {}  # share of the objects, for each base
-for base in (4, 2):
-    boxes = anchors(grid, base)
-    hits = sum(int((box_iou(t["boxes"], boxes).amax(1) >= 0.5).sum()) for t in targets)
-    fitting[base] = hits / objects
-    print(f"from {base} strides on: {len(boxes)} anchors, one fits {hits / objects:.1%} of {objects} objects")
-print(f"FCOS: {len(grid.xy)} locations, each of which predicts one box")
+found = targets_of(scene, truth, strides=(8, 16, 32), ranges=(32, 64), radius=1.5)
+pic.show_levels(scene, found.points)
 
 # %% [markdown]
 # ### One object for each location
@@ -168,18 +128,17 @@ print(f"FCOS: {len(grid.xy)} locations, each of which predicts one box")
 #
 # $$l = x - x_0, \quad t = y - y_0, \quad r = x_1 - x, \quad b = y_1 - y,$$
 #
-# all above 0 exactly when it lies inside. They are what the network has to predict there, divided by the stride (so
-# that all levels see numbers of one size). But boxes overlap: which one, if a location lies in two? FCOS has three
-# rules.
+# all above 0 exactly when it lies inside. The network predicts them, divided by the stride (so that all levels see
+# numbers of one size). But boxes overlap. Which one, if a location lies in two? FCOS has three rules.
 #
-# 1. **Levels.** A level answers only for objects whose longest distance $\max(l, t, r, b)$ is in its range; ours
-#    are up to 32, 32 to 64, and above 64 pixels. Boxes of different size then mostly go to different levels.
+# 1. **Levels.** A level answers only for objects whose longest distance $\max(l, t, r, b)$ is in its range: ours
+#    are up to 32, 32 to 64, and above 64 pixels.
 # 2. **Centre region** (`condinst:center-region`). Only locations within $1.5\, s$ of the object's centre, along
 #    both axes.
 # 3. Where several objects still remain, **the smallest box wins**.
 #
-# A location that has an object is called **positive**. One without is background, label 0. Here are the rules as a
-# loop, for one location.
+# A location that has an object is **positive**, one without is background, label 0. The rules as a loop, for one
+# location:
 
 
 # %% tags=["demo"]
@@ -189,75 +148,48 @@ def answers_for(x, y, stride, low, high, boxes, radius=1.5):
     for k, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
         distances = (x - x0, y - y0, x1 - x, y1 - y)
         offset = max(abs(x - (x0 + x1) / 2), abs(y - (y0 + y1) / 2))
-        central = radius == 0 or offset < radius * stride  # radius 0: the whole box
         area = (x1 - x0) * (y1 - y0)
-        if min(distances) > 0 and low <= max(distances) <= high and central and area < smallest:
+        inside, central = min(distances) > 0, offset < radius * stride
+        if inside and central and low <= max(distances) <= high and area < smallest:
             best, smallest = k, area
     return best
 
 
-def assign(points, target, radius=1.5):
-    """The library's targets of one image, as a batch of one."""
-    return fcos.assign_targets(points, *fcos.pad_targets([target]), radius)
-
-
-assigned = assign(levels, truth)
-rows = zip(levels.xy.tolist(), levels.stride.tolist(), levels.reach.tolist(), strict=True)
+points, assigned = found.points, found.assignment  # the library's answer, for a batch of one image
+rows = zip(points.xy.tolist(), points.stride.tolist(), points.reach.tolist(), strict=True)
 by_loop = [answers_for(*xy, stride, *reach, truth["boxes"]) for xy, stride, reach in rows]
 in_one_go = torch.where(assigned.labels[0] > 0, assigned.matched[0], -1)
 same_as(torch.tensor(by_loop), in_one_go, name="assign_targets")
-pic.show_targets(scene, levels, assigned, boxes=truth["boxes"])
+pic.show_targets(scene, points, assigned, boxes=truth["boxes"])
 
 # %% [markdown]
-# A dot has the colour of the box that it answers for; grey is background. Find the small square in front of the large
-# one: which dots does it own? See how the large green box is shared: from its middle no side is farther than 32
-# pixels, so the middle belongs to stride 8, and the ring around it to stride 16. (In the purple box the middle dot of
-# stride 16 is positive too: its longest distance is exactly 32, the limit that both ranges include.) Nothing here is
-# large enough for stride 32.
-
-# %% [markdown] tags=["instructor"]
-# minutes: 40
-# Let the class predict before the picture: which level gets the large square? (Two: the longest distance depends on
-# the location.)
+# A dot has the colour of the box that it answers for; grey is background. Which dots does the small square in front of
+# the large one own? And see how the large green box is shared: from its middle no side is farther than 32 pixels, so
+# the middle belongs to stride 8, and the ring around it to stride 16.
 #
-# Misconceptions: "each object has one location" (it has several, all are trained); "ranges are about the size of
-# the box" (about the longest distance, which depends on the location too); "the centre region is a share of the
-# box" (its size is 1.5 strides, so it covers a small object whole and only the heart of a large one).
-
-# %% [markdown]
 # ### Count it: ambiguity and best possible recall
 #
-# Two worries about this approach are in the tutorial slides, and we can count both on real targets
-# (`slides:fcos-ambiguity`, `slides:fcos-recall`).
+# The slides name two worries about this approach, and we can count both.
 #
-# - **Ambiguity**: the share of positive locations that could answer for more than one object. They see the same
-#   features, and only one object can be the target.
-# - **Best possible recall** (BPR): the share of objects that own at least one location. The others cannot be
-#   learned, and no training mends that.
+# - **Ambiguity** (`slides:fcos-ambiguity`): the share of positive locations that could answer for more than one object.
+#   Only one can be the target.
+# - **Best possible recall**, BPR (`slides:fcos-recall`): the share of objects that own at least one location. No
+#   training finds the others.
 #
-# We count on the held-out images and, since their objects are all of similar size, on 50 more in which sizes differ
-# tenfold, as they do in photographs. The code runs the assignment twice: with each object alone, for the locations
-# that it could own, and with all together. "Whole boxes" means without the second rule.
+# We count on the held-out images, whose objects are of similar size, and on 50 in which sizes differ tenfold, as in
+# photographs. "Whole boxes" means without the second rule.
 
 
 # %% tags=["hide-input", "demo"]
 def count(targets, size, strides, ranges=(), radius=0):
-    """Ambiguous share of the positives, and best possible recall, over all images."""
-    points = pyramid(size, strides, ranges)
-    positives = ambiguous = owners = objects = 0
-    for target in targets:
-        boxes, labels, centers = fcos.pad_targets([target])
-        one_by_one = (x[0][:, None] for x in (boxes, labels, centers))  # a batch: each object alone
-        possible = (fcos.assign_targets(points, *one_by_one, radius).labels > 0).sum(0)  # (L,)
-        found = fcos.assign_targets(points, boxes, labels, centers, radius)
-        positive = found.labels[0] > 0
-        positives += int(positive.sum())
-        ambiguous += int((possible > 1).sum())
-        owners += len(found.matched[0][positive].unique())
-        objects += len(target["labels"])
-    return ambiguous / max(positives, 1), owners / objects
+    """Ambiguous share of the positives, and best possible recall, over all images; radius 0: whole boxes."""
+    every = [targets_of(torch.zeros(3, *size), target, strides, ranges, radius) for target in targets]
+    positives, ambiguous = (sum(x) for x in zip(*((sum(f.positives), f.ambiguous) for f in every), strict=True))
+    missed, objects = (sum(x) for x in zip(*((len(f.missed), len(f.per_object)) for f in every), strict=True))
+    return ambiguous / max(positives, 1), 1 - missed / objects
 
 
+targets = [data.target(k) for k in range(len(data))]
 wide_config = ShapesConfig(size=(160, 224), objects=(5, 12), object_size=(12, 140))
 wide = [drawn(k, 7, wide_config)[1] for k in range(50)]
 three = {"strides": (8, 16, 32), "ranges": (32, 64)}
@@ -269,13 +201,24 @@ for name, setting in settings.items():
     counts = [*count(targets, (128, 128), **setting), *count(wide, (160, 224), **setting)]
     print("{:28} {:19.1%} {:6.1%} {:24.1%} {:6.1%}".format(name, *counts))
 
+# %% [markdown] tags=["instructor"]
+# minutes: 40
+# Let the class predict before the picture of targets: which level gets the large square? (Two: the longest distance
+# depends on the location.) In the purple box the middle dot of stride 16 is positive too: its longest distance is
+# exactly 32, the limit that both ranges include.
+#
+# The table: a fine level alone has about the same recall as three, but it would have to tell large objects from what
+# little a location of P3 sees.
+#
+# Misconceptions: "each object has one location" (it has several, all are trained); "ranges are about the size of
+# the box" (about the longest distance, which depends on the location too); "the centre region is a share of the
+# box" (its size is 1.5 strides, so it covers a small object whole and only the heart of a large one).
+
 # %% [markdown]
-# Read the table by columns. A single fine level reaches nearly every object, but many locations are torn between
-# two; a single coarse level also loses whole objects, for which it has no cell. Three levels mend both at once:
-# fine cells are there for small objects, and boxes that overlap often differ in size and land on different levels.
-# The effect is larger where sizes differ more. (A fine level alone has about the same recall here. But it would
-# have to tell large objects from what little a location of P3 sees.) The centre region removes some of the
-# ambiguity that is left, because two boxes that overlap seldom share a centre.
+# A single fine level reaches nearly every object, but many locations are torn between two; a single coarse level also
+# loses whole objects, for which it has no cell. Three levels mend both: fine cells are there for small objects, and
+# boxes that overlap often differ in size and land on different levels. The centre region removes some of the ambiguity
+# that is left: boxes that overlap seldom share a centre.
 #
 # ### Centre-ness
 #
@@ -284,117 +227,85 @@ for name, setting in settings.items():
 #
 # $$\text{centerness} = \sqrt{\frac{\min(l, r)}{\max(l, r)} \cdot \frac{\min(t, b)}{\max(t, b)}}.$$
 #
-# It is 1 in the middle and falls to 0 at the sides. When testing it is multiplied with the class probability, so
-# that poor boxes rank low and are suppressed.
+# At inference it is multiplied with the class probability, so that poor boxes rank low.
 
-# %% tags=["hide-input", "demo"]
+# %% tags=["demo"]
 y, x = torch.meshgrid(torch.arange(1, 48.0), torch.arange(1, 96.0), indexing="ij")
-fields = {"a wide box": torch.stack([x, y, 96 - x, 48 - y], dim=-1)}  # (H, W, 4): l, t, r, b
-fields["a square box"] = fields["a wide box"][:, :47].clone()
-fields["a square box"][..., 2] = 48 - x[:, :47]
-figure, axes = pic.new_figure(1, 2, 3.6, 2.6)
-for ax, (name, distances) in zip(axes, fields.items(), strict=True):
-    values = fcos.centerness(distances)
-    shown = ax.imshow(values, vmin=0, vmax=1, extent=(1, values.shape[1], values.shape[0], 1))
-    around = (1, values.shape[1], 1, values.shape[0])
-    lines = ax.contour(values, levels=[0.25, 0.5, 0.75], colors="white", extent=around)
-    ax.clabel(lines, fontsize=7)
-    ax.set_title(f"centre-ness in {name}", fontsize=9)
-figure.colorbar(shown, ax=axes, shrink=0.8)
-figure
+distances = torch.stack([x, y, 96 - x, 48 - y], dim=-1)  # (H, W, 4) in a box of 48 x 96 pixels
+pic.show_maps({"centre-ness in a wide box": fcos.centerness(distances)}, limit=1, width=4)
 
 # %% [markdown]
 # ### The network
 #
 # A **backbone** halves the map five times; its last three maps have strides 8, 16 and 32. The **feature pyramid**
 # (FPN) brings each to 48 channels by a 1x1 convolution, adds the enlarged coarser map, and smooths by a 3x3
-# convolution. One **head**, *the same weights on every level*, then runs two towers of two 3x3 convolutions each. The
-# class tower ends in $K$ logits. The box tower ends in four distances (times one learned number per level, then ReLU:
-# distances are never negative) and one centre-ness logit.
+# convolution. One **head**, *the same weights on every level*, then runs two towers of 3x3 convolutions. The class
+# tower ends in $K$ logits, the box tower in four distances (times one learned number per level, then ReLU) and one
+# centre-ness logit.
 
 # %% tags=["demo"]
 with torch.no_grad():
     batch = fcos.make_batch([scene], model.mean, model.std, model.divisor)
     features = model.backbone(batch.images)
     maps, points, outputs = model.run(batch)
-print("image", tuple(batch.images.shape))
 for level, x in zip((3, 4, 5), maps, strict=True):
     print(f"backbone {tuple(features[level].shape)} -> P{level} {tuple(x.shape)}")
 print("logits", tuple(outputs.logits.shape), "- image, locations of all levels, classes")
 print("distances", tuple(outputs.distances.shape), "centre-ness", tuple(outputs.centerness.shape))
 for name in ("backbone", "fpn", "head"):
     print(f"{name}: {sum(p.numel() for p in getattr(model, name).parameters()):,} weights")
-print(model.head.box_tower, model.head.box_distances, model.head.centerness, sep="\n")
 
 # %% [markdown]
 # ### Three losses
 #
-# **Classes.** Each location has one logit per class, each with a sigmoid of its own: none of them is "background".
-# Nearly all locations are background and easy. The **focal loss** turns down what is easy. With $p$ the probability,
-# $N_{pos}$ the number of positive locations, $\alpha = 0.25$ and $\gamma = 2$, and summed over all locations and
-# classes:
+# **Classes.** Each location has one logit per class, each with a sigmoid of its own: none is "background". Nearly all
+# locations are background and easy. The **focal loss** turns down what is easy. With $p$ the probability, $N_{pos}$ the
+# number of positive locations, $\alpha = 0.25$ and $\gamma = 2$, summed over all locations and classes:
 #
 # $$L_{class} = -\frac{1}{N_{pos}} \sum \begin{cases} \alpha\, (1 - p)^\gamma \log p & \text{if the target is 1} \\
 # (1 - \alpha)\, p^\gamma \log (1 - p) & \text{if it is 0.} \end{cases}$$
+#
+# The last two lines printed show what $\gamma$ does once a network has learned something.
 
 # %%
-from math import exp, log
+from torch.nn import functional as F
 
 from condinst_edu.teach.references import focal_loss
 
 
 def focal_by_loops(logits, targets, alpha=0.25, gamma=2):
-    total = 0.0
-    for logit, target in zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True):
-        p = 1 / (1 + exp(-logit))
+    total = torch.tensor(0.0)
+    for logit, target in zip(logits.flatten(), targets.flatten(), strict=True):
+        p = logit.sigmoid()
         if target == 1:
-            total -= alpha * (1 - p) ** gamma * log(p)
+            total -= alpha * (1 - p) ** gamma * p.log()
         else:
-            total -= (1 - alpha) * p**gamma * log(1 - p)
+            total -= (1 - alpha) * p**gamma * (1 - p).log()
     return total
 
 
-def random_logits(generator):
-    labels = torch.randint(0, 2, (7, 3), generator=generator).float()
-    return torch.randn(7, 3, generator=generator), labels
-
-
-def focal_as_number(logits, targets):
-    return focal_loss(logits, targets).item()
-
-
-same_as(focal_by_loops, focal_as_number, inputs=random_logits)
-
-# %% [markdown]
-# What $\gamma$ does to a network that has learned something: how much of the loss comes from targets of 0? Without it
-# ($\gamma = 0$) the many easy locations take a larger share of the loss than with it.
-
-# %% tags=["demo"]
-one_hot = torch.nn.functional.one_hot(assigned.labels, 1 + len(class_names))[..., 1:].float()
-ones = one_hot == 1  # (1, L, K)
-print(f"{int(ones.sum())} targets are 1, {int((~ones).sum())} are 0")
+same_as(focal_by_loops, focal_loss, torch.randn(7, 3), torch.randint(0, 2, (7, 3)).float())
+one_hot = F.one_hot(assigned.labels, 1 + len(class_names))[..., 1:].float()  # (1, L, K)
 for gamma in (0, 2):
-    total = focal_loss(outputs.logits, one_hot, gamma=gamma)
-    zeros = focal_loss(outputs.logits[~ones], one_hot[~ones], gamma=gamma)
-    print(f"gamma {gamma}: {zeros / total:.0%} of the loss comes from targets of 0")
+    zeros, everything = (
+        focal_loss(outputs.logits[part], one_hot[part], gamma=gamma) for part in (one_hot == 0, one_hot >= 0)
+    )
+    print(f"gamma {gamma}: {zeros / everything:.0%} of the loss comes from targets of 0")
 
 # %% [markdown]
-# **Boxes.** Four distances could be compared one by one, but what counts in the end is overlap. The **generalised
-# IoU** of two boxes $A$ and $B$ with the smallest box $C$ around both is
+# **Boxes.** What counts is overlap. The **generalised IoU** of two boxes $A$ and $B$, with $C$ the smallest box around
+# both, is
 #
 # $$\mathrm{GIoU} = \frac{|A \cap B|}{|A \cup B|} - \frac{|C| - |A \cup B|}{|C|}, \qquad L_{giou} = 1 - \mathrm{GIoU}.$$
 #
-# The second term charges for the part of $C$ that neither box covers (grey in the picture below). Both of FCOS's
-# boxes contain their location, so the intersection has the smaller of each distance, and $C$ the larger.
+# The second term charges for the part of $C$ that neither covers: grey in the picture, where blue is the true box,
+# orange a prediction, the dot their location. Both boxes contain it, so the intersection has the smaller of each
+# distance, and $C$ the larger.
 
 # %%
-from torchvision.ops import generalized_box_iou
+from torchvision.ops import box_iou, generalized_box_iou
 
 from condinst_edu.layers.losses import giou_loss
-
-
-def random_distances(generator):
-    return tuple(0.3 + 6 * torch.rand(5, 4, generator=generator) for _ in range(2))
 
 
 def giou_from_corners(distances, targets):
@@ -403,10 +314,7 @@ def giou_from_corners(distances, targets):
     return 1 - generalized_box_iou(distances * signs, targets * signs).diagonal()
 
 
-same_as(giou_from_corners, giou_loss, inputs=random_distances)
-
-# %% [markdown]
-# Blue is the true box, orange a prediction, the dot their location. Where the grey area is empty, GIoU is plain IoU.
+same_as(giou_from_corners, giou_loss, 0.3 + 6 * torch.rand(5, 4), 0.3 + 6 * torch.rand(5, 4))
 
 # %% tags=["hide-input", "demo"]
 box = torch.tensor([[3.0, 2, 3, 2]])
@@ -430,11 +338,6 @@ for ax, (name, other) in zip(axes, others.items(), strict=True):
     ax.set_title(f"{name}\n1 - IoU {1 - iou:.2f}, loss {loss:.2f}", fontsize=8)
 figure
 
-# %% [markdown]
-# **Centre-ness** is trained with a binary cross-entropy. The whole loss (the $L_{fcos}$ of `condinst:eq-1`) is the sum
-# of the three: classes over all locations, divided by the number of positives; boxes over positives only, weighted by
-# their centre-ness target and divided by its sum; centre-ness over positives. Background has no box to learn.
-
 # %% [markdown] tags=["instructor"]
 # Focal loss: let the class compute by hand what a background location with p = 0.01 contributes for gamma 0 and 2,
 # then multiply by the number of locations.
@@ -444,13 +347,17 @@ figure
 # the location alone, not from the predicted box).
 
 # %% [markdown]
+# **Centre-ness** is trained with a binary cross-entropy. The whole loss (the $L_{fcos}$ of `condinst:eq-1`) is the sum
+# of the three: classes over all locations, divided by the number of positives; boxes over positives only, weighted by
+# their centre-ness target and divided by its sum; centre-ness over positives.
+#
 # ### Decoding and NMS
 #
-# At inference every location gives its box back: $x_0 = x - l s$ and so on, with distances in strides. Each location
-# and class with a probability $p$ above 0.02 makes a candidate, of score $\sqrt{p \cdot \text{centerness}}$. Many
-# locations find the same object. **Non-maximum suppression** (NMS) goes through the boxes by falling score and drops
-# each one whose IoU with a kept box *of its class* exceeds 0.6 (`condinst:inference`). Of those left the model
-# returns the best 100. (The first two pictures leave out what scores below 0.1.)
+# At inference every location gives its box back: $x_0 = x - l s$ and so on. Each location and class with a probability
+# $p$ above 0.02 makes a candidate, of score $\sqrt{p \cdot \text{centerness}}$. Many locations find the same object, so
+# **non-maximum suppression** (NMS) goes through the boxes by falling score and drops each one whose IoU with a kept box
+# *of its class* exceeds 0.6 (`condinst:inference`). Of those left the model returns the best 100. (The first two
+# pictures leave out what scores below 0.1.)
 
 # %% tags=["demo"]
 candidates = model.propose(points, outputs, image=0)
@@ -467,14 +374,11 @@ def nms_by_loops(boxes, scores, labels, threshold=0.6):
 
 
 kept = nms_by_loops(candidates.boxes, candidates.scores, candidates.labels)
-same_as(candidates.boxes[kept], fcos.class_nms(candidates, 0.6).boxes, name="class_nms")
 survivors = candidates.pick(kept)
-sure = survivors.pick(survivors.scores >= 0.4)
-for name, found in (("before", candidates), ("after", survivors)):
-    number = int((found.scores >= 0.4).sum())
-    print(f"{len(found.scores)} boxes {name} NMS, {number} of them score 0.4 or more")
+same_as(survivors.boxes, fcos.class_nms(candidates, 0.6).boxes, name="class_nms")
 
 # %% tags=["hide-input", "demo"]
+sure = survivors.pick(survivors.scores >= 0.4)
 steps = {"candidates": candidates, "after NMS": survivors, "score 0.4 or more": sure}
 figure, axes = pic.new_figure(1, 3, 3.4, 2.3)
 for ax, (name, found) in zip(axes, steps.items(), strict=True):
@@ -487,21 +391,18 @@ for ax, (name, found) in zip(axes, steps.items(), strict=True):
     ax.set_title(f"{name}: {len(found.scores)} boxes", fontsize=9)
 figure
 
-# %% [markdown]
-# On the star three classes survive, for NMS compares within a class only; and the square in front of it, in nearly the
-# same colour, is not found.
-
 # %% [markdown] tags=["instructor"]
-# Ask which of the boxes left after NMS are wrong, and what would remove them: a higher score threshold does it in
-# this picture, at the price of objects elsewhere. Two alike objects with an IoU above 0.6 cannot both survive:
-# remember this for lesson 4 (NMS by masks).
+# On the star three classes survive, for NMS compares within a class only; the square in front of it, in nearly the
+# same colour, is not found. Ask which of the boxes left after NMS are wrong, and what would remove them: a higher
+# score threshold does it in this picture, at the price of objects elsewhere. Two alike objects with an IoU above 0.6
+# cannot both survive: remember this for lesson 4 (NMS by masks).
 
 # %% [markdown]
 # ## Look inside
 #
-# What the head says on the picture above, one row for each level: the highest class probability, the centre-ness,
-# and their product, which ranks the boxes; white are the true boxes. Centre-ness away from objects means nothing,
-# since it is trained on positives only.
+# What the head says, one row for each level: the highest class probability, the centre-ness, and their product, which
+# ranks the boxes; white are the true boxes. Centre-ness away from objects means nothing: it is trained on positives
+# only.
 
 # %% tags=["hide-input", "demo"]
 best = outputs.logits[0].sigmoid().amax(-1)  # (L,)
@@ -525,54 +426,37 @@ figure
 # %% [markdown]
 # ## Does it learn?
 #
-# The shipped model took 3000 steps. Here is a short training of the same network from random weights, on small
-# pictures that are drawn as it goes. The loop is an ordinary PyTorch loop, for in training mode the model returns
-# its three losses. Do not expect much after so few steps; set `steps` to 3000 and `size` to (128, 128) for a real
-# training, which takes minutes.
+# A short training of the same network from random weights, in an ordinary PyTorch loop: in training mode the model
+# returns its three losses. Do not expect much after so few steps; the shipped model took 3000.
 
 # %% tags=["demo"]
 from condinst_edu.engine.recipe import build_model
 from condinst_edu.recipes import get_recipe
 
-steps, batch_size, size = 200, 4, (64, 96)
-config = ShapesConfig(size=size, objects=(1, 4))
+steps = 200
+config = ShapesConfig(size=(64, 96), objects=(1, 4))
 torch.manual_seed(0)
 student = build_model("fcos", len(class_names), get_recipe("shapes-fcos").model_args).train()
 optimizer = torch.optim.AdamW(student.parameters())
 schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps, pct_start=0.2)
 history = []
 for step in range(steps):
-    pictures = [drawn(batch_size * step + k, 1, config) for k in range(batch_size)]
-    losses = student([image for image, _ in pictures], [target for _, target in pictures])
+    images, truths = zip(*(drawn(4 * step + k, 1, config) for k in range(4)), strict=True)
+    losses = student(images, truths)
     optimizer.zero_grad()
     sum(losses.values()).backward()
     torch.nn.utils.clip_grad_norm_(student.parameters(), 5.0)
     optimizer.step()
     schedule.step()
     history.append([loss.item() for loss in losses.values()])
-student.eval()
-learned = evaluate(student, data, progress=False)["box"]
-print(f"{steps} steps: AP {learned['AP']:.3f}, AP at IoU 0.5 {learned['AP50']:.3f}")
-print(f"shipped model: AP {right['AP']:.3f}, AP at IoU 0.5 {right['AP50']:.3f}")
-
-# %% tags=["hide-input"]
-figure, (ax,) = pic.new_figure(1, 1, 5.5, 2.8)
-curves = torch.tensor(history).T  # (3, steps)
-held_out_targets = [assign(grid, target) for target in targets]
-best = fcos.centerness(torch.cat([a.distances[a.labels > 0] for a in held_out_targets]))
-floor = torch.nn.functional.binary_cross_entropy(best, best)
-for name, curve in zip(losses, curves, strict=True):
-    smooth = curve.unfold(0, 20, 1).mean(-1)
-    ax.plot(range(20, len(smooth) + 20), smooth, label=name.removeprefix("loss_"))
-ax.axhline(floor, color="C2", linestyle=":", label="least possible centerness")
-ax.set(xlabel="step", ylabel="loss, mean of 20 steps", ylim=(0, None))
-ax.legend(fontsize=8)
-figure
+learned = evaluate(student.eval(), data, progress=False)["box"]
+print(f"{steps} steps: AP {learned['AP']:.3f}; shipped model: AP {right['AP']:.3f}")
+smooth = torch.tensor(history).T.unfold(1, 20, 1).mean(-1)  # (3, steps - 19)
+pic.show_curves(dict(zip(losses, smooth, strict=True)), "step", "loss, mean of 20 steps")
 
 # %% [markdown]
 # Classes and boxes improve together. The centre-ness loss hardly falls, and cannot reach 0: its targets lie
-# *between* 0 and 1, and the cross-entropy of such a target with itself is not 0. The dotted line is that floor on
-# the held-out images: even a perfect predictor would pay this much.
+# *between* 0 and 1, and the cross-entropy of such a target with itself is not 0.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 5
@@ -582,107 +466,103 @@ figure
 # %% [markdown]
 # ## Break it
 #
-# The library can be made to use a wrong variant of a function inside a `with` block. First, four mistakes at
-# inference: the trained weights are the same, only the way from distances to boxes is not.
+# Inside a `with deviate(...)` block the library uses a wrong variant of a function. First, four mistakes at inference,
+# with the trained weights: only the way from distances to boxes changes.
 
 # %% tags=["demo"]
 from condinst_edu.teach import deviate
 
-image, target = data[7]
-
-
-def boxes_found():
-    found = found_in(image / 255)
-    return image / 255, {"boxes": found["boxes"], "labels": found["labels"]}
-
-
-panels = {f"right: AP {right['AP']:.3f}": boxes_found()}
-wrong = ("locations-at-corner", "decode-without-stride", "decode-swapped", "decode-exponential")
-for name in wrong:
+image = data[7][0] / 255
+panels = {f"right: AP {right['AP']:.3f}": (image, found_in(image))}
+for name in ("locations-at-corner", "decode-without-stride", "decode-swapped", "decode-exponential"):
     with deviate(name) as deviation:
         score = evaluate(model, data, progress=False)["box"]
-        panels[f"{name}: {score['AP']:.3f}"] = boxes_found()
+        panels[f"{name}: {score['AP']:.3f}"] = (image, found_in(image))
     print(f"{name}: AP {score['AP']:.3f}, at IoU 0.5 {score['AP50']:.3f}\n    {deviation.line}")
-no_captions = [""] * len(class_names)
-pic.show_panels(panels, no_captions, columns=3)
+pic.show_panels(panels, columns=3, captions=False)
 
 # %% [markdown]
-# Three are seen at once. Swapped sides still reach some AP: they mirror a box at a diagonal through its location, and
-# a box predicted from near the middle of a shape about as wide as high, as most of ours are, suffers least. So the
-# checks of the exercises draw boxes that are not. The smallest mistake is the nastiest. A missing half stride moves
-# each box by 4 pixels on P3 and 8 on P4; the picture looks nearly right, and the AP at IoU 0.5 falls far less than
-# the mean over stricter ones. Whoever looks at pictures alone misses it.
+# Three are seen at once. The smallest mistake is the nastiest: a missing half stride moves each box by 4 pixels on P3
+# and 8 on P4. The picture looks nearly right, and the AP at IoU 0.5 falls far less than the mean over stricter ones.
 #
 # Next, mistakes in the assignment. They act through training, but their harm shows in the targets already.
 
 # %% tags=["demo"]
-names = ("assign-radius-in-pixels", "assign-every-level", "assign-whole-box", "assign-largest")
 print(f"{'':25} ambiguous    BPR")
 print("{:25} {:9.1%} {:6.1%}".format("right", *count(wide, (160, 224), **three, radius=1.5)))
-for name in names:
+for name in ("assign-radius-in-pixels", "assign-every-level", "assign-whole-box", "assign-largest"):
     with deviate(name) as deviation:
         print("{:25} {:9.1%} {:6.1%}".format(name, *count(wide, (160, 224), **three, radius=1.5)))
     print(f"    {deviation.line}")
 with deviate("assign-radius-in-pixels"):
-    few = assign(levels, truth)
-pic.show_targets(scene, levels, few, boxes=truth["boxes"])
+    few = targets_of(scene, truth)
+pic.show_targets(scene, few.points, few.assignment, boxes=truth["boxes"])
 
 # %% [markdown]
-# A radius of 1.5 *pixels* hardly ever contains a location: not one dot is left in the picture, and where nothing is
-# positive nothing can be learned. The others leave an owner to nearly every object, and harm the quality instead:
-# without ranges more locations are torn between two objects; in whole boxes, locations at the sides have to predict
-# from what little they see. Where the largest wins, the objects that lose their last location are the small ones.
+# A radius of 1.5 *pixels* hardly ever contains a location: not one dot is left, and nothing can be learned. The others
+# leave an owner to nearly every object, and harm the quality: without ranges more locations are torn between two; in
+# whole boxes, locations at the sides have to predict from what little they see; where the largest wins, it is small
+# objects that lose their last location.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
 # Show both pictures of targets, this one (radius in pixels) and that of the rules above: why has nobody
 # any dots left? Then ask why BPR hardly notices the other mistakes: one location of an object is enough for it.
+#
+# Swapped sides still reach some AP: they mirror a box at a diagonal through its location, which hurts least from near
+# the middle of a shape about as wide as high. The checks of the exercises draw other boxes, and find it.
 
 # %% [markdown]
 # ## Paper and miniature
 #
-# The tutorial slides show their counts on COCO as pictures and draw two conclusions: levels cut the overlaps "by a
-# large margin", and FCOS can reach a recall "very similar" to that of anchors. Beside them, ours:
+# The slides conclude from COCO that levels cut the overlaps "by a large margin", that FCOS can reach a recall "very
+# similar" to that of anchors, and that boxes predicted near the middle are more reliable. On our shapes: nine anchors
+# at each location, the smallest of 4 strides or of 2, and the share of objects that one fits with an IoU of at least
+# 0.5 (folded); then the trained model's boxes at all positive locations, and its AP if the ranking ignores centre-ness.
+
+
+# %% tags=["hide-input", "demo"]
+def anchors(points, base):
+    """Nine boxes around each of L locations: (9 * L, 4); base: the smallest size, in strides."""
+    size = base * 2 ** (torch.arange(3) / 3)[:, None]  # (3, 1)
+    shape = torch.tensor([0.5, 1, 2]).sqrt()  # height / width = 1/2, 1, 2
+    half = torch.stack([size / shape, size * shape], dim=-1).reshape(9, 2) / 2
+    half = half * points.stride[:, None, None]  # (L, 9, 2)
+    return torch.cat([points.xy[:, None] - half, points.xy[:, None] + half], dim=-1).flatten(0, 1)
+
+
+held_out_points = targets_of(torch.zeros(3, 128, 128), targets[0], **three).points
+for base in (4, 2):
+    boxes = anchors(held_out_points, base)
+    fits = torch.cat([box_iou(t["boxes"], boxes).amax(1) >= 0.5 for t in targets])  # one entry for each object
+    print(f"{len(boxes)} anchors from {base} strides on: one fits {fits.float().mean():.1%} of {len(fits)} objects")
+owners = count(targets, (128, 128), **three)[1]
+print(f"FCOS, {len(held_out_points.xy)} locations: {owners:.1%} own at least one")
+
 
 # %% tags=["demo"]
-names = ("stride 16 alone, whole boxes", "three levels, whole boxes")
-single, several = (count(wide, (160, 224), **settings[name]) for name in names)
-recall = count(targets, (128, 128), **three)[1]
-print(f"overlaps, by a large margin   {single[0]:.1%} with one level, {several[0]:.1%} with three")
-print(f"recall, very similar          {recall:.1%} own a location, {max(fitting.values()):.1%} have an anchor")
-print("                              that fits, with the better of two bases")
-
-# %% [markdown]
-# They also claim that boxes predicted near the middle are more reliable than those from near the sides. With a
-# trained model this is a measurement: the IoU of predicted and true box at each positive location, by its
-# centre-ness. And if it is so, ranking without centre-ness should cost AP.
-
-
-# %% tags=["demo"]
+@torch.no_grad()
 def quality(image, target):
     """IoU of predicted and true box, and centre-ness, of the positive locations of one image."""
-    with torch.no_grad():
-        batch = fcos.make_batch([image / 255], model.mean, model.std, model.divisor)
-        _, points, outputs = model.run(batch)
+    batch = fcos.make_batch([image / 255], model.mean, model.std, model.divisor)
+    _, points, outputs = model.run(batch)
     found = model.assign(points, [target])
-    positive = found.labels[0] > 0
-    both = (outputs.distances[0], found.distances[0])
-    predicted, true = (fcos.decode(points, d)[positive] for d in both)
-    return box_iou(predicted, true).diagonal(), fcos.centerness(found.distances[0][positive])
-
-
-pairs = [quality(*data[k]) for k in range(len(data))]
-ious, values = (torch.cat(x) for x in zip(*pairs, strict=True))
-fifth = (5 * values).long().clamp(max=4)  # 0 for centre-ness below 0.2, ..., 4 from 0.8 on
-for k in range(5):
-    part = ious[fifth == k]
-    print(f"centre-ness from {k / 5:.1f}: {len(part):4} locations, mean IoU {part.mean():.3f}")
+    positive = found.labels > 0  # (1, L)
+    mine, true = (fcos.decode(points, x.distances)[positive] for x in (outputs, found))
+    return box_iou(mine, true).diagonal(), fcos.centerness(found.distances[positive])
 
 
 def forget_centerness(module, inputs, outputs):
     return outputs._replace(centerness=torch.full_like(outputs.centerness, 20.0))  # sigmoid: 1
 
 
+names = ("stride 16 alone, whole boxes", "three levels, whole boxes")
+single, several = (count(wide, (160, 224), **settings[name])[0] for name in names)
+print(f"ambiguous: {single:.1%} of the locations of one level, {several:.1%} with three")
+ious, values = map(torch.cat, zip(*(quality(*data[k]) for k in range(len(data))), strict=True))
+for k in range(5):
+    part = ious[(5 * values).long().clamp(max=4) == k]
+    print(f"centre-ness from {k / 5:.1f}: {len(part):4} locations, mean IoU {part.mean():.3f}")
 hook = model.head.register_forward_hook(forget_centerness)
 without = evaluate(model, data, progress=False)["box"]["AP"]
 hook.remove()
@@ -691,15 +571,12 @@ print(f"AP {right['AP']:.3f} with centre-ness, {without:.3f} without")
 # %% [markdown]
 # ## Play
 #
-# Move strides, ranges and radius and watch the targets. Things to try: radius 0 (whole boxes); one range so low that
-# a level loses all its objects; strides so coarse that the small square owns nothing. Without the widget,
-# `targets_of` tells the same in numbers.
+# Move strides, ranges and radius and watch the targets. Try radius 0 (whole boxes); a range so low that a level loses
+# all its objects; strides so coarse that the small square owns nothing. Without the widget, `targets_of` tells the same.
 
 # %% tags=["play"]
-from condinst_edu.teach import explore_targets, targets_of
+from condinst_edu.teach import explore_targets
 
-found = targets_of(scene, truth, strides=(8, 16, 32), ranges=(32, 64), radius=1.5)
-print(f"positives of each level {found.positives}, of each object {found.per_object}")
 explore_targets(scene, truth)
 
 # %% [markdown]
@@ -871,14 +748,13 @@ check("01-decode", my_decode)
 # %% [markdown]
 # ## What the paper says and what the code does
 #
-# CondInst's paper describes its FCOS in half a page. The official code, which this library follows, settles what
-# that leaves open. Each line below has its check in the cell.
+# CondInst's paper describes its FCOS in half a page. The official code, which this library follows, settles the rest.
+# The cell checks each line.
 #
-# 1. The paper says that locations in the centre region are positive. The code also wants them **inside the box**: for
-#    an object smaller than the region, the rest of it is background.
+# 1. The paper says that locations in the centre region are positive. The code also wants them **inside the box**.
 # 2. The centre is the mass centre of the *mask* in CondInst, the middle of the *box* in FCOS. The two differ.
-# 3. The score is the **root** of class probability times centre-ness. The root changes no ranking, so it changes no
-#    AP; it makes scores easier to read as probabilities.
+# 3. The score is the **root** of class probability times centre-ness. The root changes no ranking, hence no AP; it
+#    makes scores easier to read as probabilities.
 # 4. The GIoU loss of the official FCOS adds 1 to intersection and union, in units of the stride. It matters for
 #    small boxes only, and makes their loss smaller.
 
@@ -886,31 +762,23 @@ check("01-decode", my_decode)
 from condinst_edu.coordinates import mass_centers
 from condinst_edu.engine.evaluate import coco_ap, detect_all
 
-outside = region = 0
-shifts = []
-for target in targets:
-    middle = (target["boxes"][:, :2] + target["boxes"][:, 2:]) / 2
-    shifts.append((mass_centers(target["masks"]) - middle).norm(dim=1))
-    xy, box = grid.xy[:, None], target["boxes"]
-    sides = torch.cat([xy - box[:, :2], box[:, 2:] - xy], dim=-1)  # (L, M, 4)
-    low, high = grid.reach[:, None].unbind(-1)
-    near = (xy - middle).abs().amax(-1) < 1.5 * grid.stride[:, None]  # (L, M)
-    near &= (sides.amax(-1) >= low) & (sides.amax(-1) <= high)
-    inside = sides.amin(-1) > 0
-    region, outside = region + int(near.sum()), outside + int((near & ~inside).sum())
-print(f"1. {outside / region:.0%} of the locations in the regions, on the right level, are outside")
-shifts = torch.cat(shifts)
+small = {"boxes": torch.tensor([[38.0, 38, 50, 50]]), "labels": torch.tensor([1])}
+found = targets_of(scene, small)
+region = (found.points.level == 0) & ((found.points.xy - 44).abs().amax(-1) < 1.5 * 8)
+print(f"1. {int(region.sum())} locations in the region, {sum(found.positives)} of them positive")
+masks, boxes = (torch.cat([target[name] for target in targets]) for name in ("masks", "boxes"))
+shifts = (mass_centers(masks) - (boxes[:, :2] + boxes[:, 2:]) / 2).norm(dim=1)
 print(f"2. mass and box centre: {shifts.mean():.1f} pixels apart, at most {shifts.max():.1f}")
 results = detect_all(model, data, progress=False)
 squared = [{**result, "score": result["score"] ** 2} for result in results]
 ap = [coco_ap(data.annotation_file, r, ("bbox",))["box"]["AP"] for r in (results, squared)]
 print(f"3. AP {ap[0]:.6f} with the root, {ap[1]:.6f} without")
-assert ap[0] == ap[1]
 for scale in (1, 8):
     pair = scale * torch.tensor([[0.5, 0.5, 0.5, 0.5]]), scale * torch.tensor([[0.5, 0.5, 1, 0.5]])
     plain, official = (giou_loss(*pair, smooth=smooth).item() for smooth in (0, 1))
     print(f"4. boxes of about {scale} stride(s): loss {plain:.3f}, with 1 added {official:.3f}")
-assert min(outside, shifts.max(), plain - official) > 0
+assert ap[0] == ap[1]
+assert min(region.sum() - sum(found.positives), shifts.max(), plain - official) > 0
 
 # %% [markdown]
 # ## In three lines

@@ -24,7 +24,8 @@ doctor.quick("condinst", *(f"condinst-{name}" for name in names))
 # Four tiny CondInsts were trained alike, on the same images with the same seed. They differ in what the mask head
 # reads: features and *relative* coordinates (CondInst itself), features and *absolute* coordinates, features alone, or
 # relative coordinates alone. Here is one held-out image, chosen for its rings. For each object the predicted mask that
-# fits best is painted on the photo in grey; the number is the mean IoU with the truth.
+# fits best is painted on the photo in grey; the number is the mean IoU with the truth. One image proves little, so the
+# second cell computes the mask AP on 50.
 
 # %% tags=["first-result", "demo"]
 import torch
@@ -36,10 +37,10 @@ from condinst_edu.teach.tiny import held_out, load_tiny, score_tiny
 torch.set_num_threads(1)  # small maps: threads that wait for each other cost more than they save
 
 READS = {
-    "condinst": "relative + features",
-    "condinst-absolute": "absolute + features",
-    "condinst-none": "features alone",
     "condinst-coordinates": "relative alone",
+    "condinst-none": "features alone",
+    "condinst-absolute": "absolute + features",
+    "condinst": "relative + features",
 }
 models = {name: load_tiny(name).model for name in READS}
 photo, target = held_out(50)[17]
@@ -51,12 +52,8 @@ for name, model in models.items():
         found = model([photo])[0]["masks"]
     iou = mask_iou(found, truth, torch.zeros(len(truth), dtype=torch.bool))  # (N, M)
     best = iou.max(dim=0)
-    title = f"{READS[name]}: {best.values.mean():.2f}"
-    panels[title] = (gray, {"masks": found[best.indices]})
+    panels[f"{READS[name]}: {best.values.mean():.2f}"] = (gray, {"masks": found[best.indices]})
 pic.show_panels(panels, columns=5)
-
-# %% [markdown]
-# One image proves little. Mask AP on 50 held-out images, computed now:
 
 # %% tags=["demo"]
 scores = {name: score_tiny(name)["mask"] for name in models}
@@ -76,9 +73,8 @@ for name, score in scores.items():
 # objects that look alike have alike features, so filters that fire on one of them fire on the other, unless a cell also
 # says *where it is*. That is what the two coordinate maps are for. The question is: where, counted from which origin?
 #
-# A clean test: two equal discs, A and B, on grey. `look` runs a model once, `segment_at` gives the mask that the
-# location at a pixel draws, `redraw` draws it again with something changed. We ask at A, at B, and at B **with A's
-# theta**. The mask is painted over the disc.
+# A clean test: two equal discs, A and B, on grey. We ask the location at A for its mask, that at B, and that at B **with
+# A's theta**.
 
 # %% tags=["demo"]
 from condinst_edu.teach import look, redraw
@@ -97,7 +93,8 @@ def scene(*places, size=(128, 192), radius=14):
 A, B = (44, 44), (140, 76)  # 96 and 32 pixels apart: whole strides of every level
 discs_image, discs = scene(A, B)
 panels = {}
-for name in ("condinst", "condinst-absolute", "condinst-none"):
+with_features = ("condinst", "condinst-absolute", "condinst-none")
+for name in with_features:
     seen = look(models[name], discs_image)
     a, b = seen.segment_at(*A), seen.segment_at(*B)
     masks = {"at A": a.mask, "at B": b.mask, "at B with A's theta": redraw(b, theta=a.theta).mask}
@@ -109,8 +106,8 @@ pic.show_panels(panels, columns=3)
 
 # %% [markdown]
 # With relative coordinates the two thetas are almost one and the same: $\theta$ says "a disc around *here*", and the
-# origin says where here is. A's theta at B draws B. With absolute coordinates $\theta$ has to say "a disc *at A*", so
-# it differs from B's, and at B it still draws A. *Features alone* behaves like that too, although its head reads no
+# origin says where here is. A's theta at B draws B. With absolute coordinates $\theta$ has to say "a disc *at A*", so it
+# differs from B's, and at B it still draws A. *Features alone* behaves like that too, although its head reads no
 # coordinates at all. That needs an explanation, and gets it below.
 
 # %% [markdown] tags=["instructor"]
@@ -132,18 +129,19 @@ pic.show_panels(panels, columns=3)
 #
 # $$O_n(p) = \frac{p - c_n}{u_n}.$$
 #
-# **The unit** is $u_n = 8 \, s_n$, with $s_n$ the stride of the level that predicted the instance. Coarse levels
-# predict large objects; in this unit they are about as large as small objects on fine levels, so one controller serves
-# all levels.
+# **The unit** is $u_n = 8 \, s_n$, with $s_n$ the stride of the level that predicted the instance. Coarse levels predict
+# large objects; in this unit they are about as large as small objects on fine levels, so one controller serves all
+# levels.
 #
 # **Absolute coordinates** (for `condinst:table-3`) have one origin for all, the middle of the map, and run over
-# $[-1, 1]$: $\;O(p) = p \,/\, (W s / 2,\; H s / 2) - 1$. They do not depend on $n$.
+# $[-1, 1]$: $\;O(p) = p \,/\, (W s / 2,\; H s / 2) - 1$.
 #
-# Plain loops, on a map that is not square:
+# Plain loops, for three instances from levels of stride 8, 16 and 32 on one map of stride 4. In the picture the black
+# line is 0: it passes through the instance's location. For a fine level numbers grow quickly, for a coarse one slowly.
 
-# %%
+# %% tags=["demo"]
 from condinst_edu.coordinates import absolute_coordinates, locations, relative_coordinates
-from condinst_edu.teach import DEVIATIONS, check, deviate, same_as
+from condinst_edu.teach import DEVIATIONS, check, same_as
 
 
 def maps_by_loops(size, stride, centers, scales):
@@ -157,17 +155,16 @@ def maps_by_loops(size, stride, centers, scales):
     return maps
 
 
-centers = torch.tensor([[44.0, 36.0], [80.0, 48.0], [112.0, 48.0]])  # on strides 8, 16 and 32
+centers = torch.tensor([[44.0, 36.0], [80.0, 48.0], [112.0, 48.0]])
 scales = 8 * torch.tensor([8.0, 16.0, 32.0])
 maps = maps_by_loops((24, 36), 4, centers, scales)
 same_as(maps, relative_coordinates((24, 36), 4, centers, scales))
-for (width, height), unit in zip([(24, 16), (48, 32), (96, 64)], scales, strict=True):
-    print(f"unit {unit:3.0f}: {width} x {height} pixels are {width / unit} x {height / unit}")
+names = [f"unit {unit:.0f}" for unit in scales]
+pic.show_coordinate_maps(torch.cat([maps, absolute_coordinates((24, 36), 4)[None]]), [*names, "absolute"])
 
 # %% [markdown]
 # Does a trained head need its own level's unit? In each of 20 images we take the surest location of P4 and draw its mask
-# twice: with its unit, 128 pixels, and with that of P3, 64 pixels. (The paper names no unit; this one is the official
-# code's.)
+# twice: with its unit, 128 pixels, and with that of P3, 64 pixels.
 
 # %% tags=["demo"]
 fits = []
@@ -183,20 +180,6 @@ for k in range(20):
 own, of_p3 = torch.stack(fits).mean(dim=0)
 print(f"mean IoU with the truth: {own:.2f} with its own unit, {of_p3:.2f} with that of P3")
 
-# %% [markdown]
-# The first three rows below belong to instances from levels of stride 8, 16 and 32, all on one bottom map of stride 4.
-# The black line is 0: it passes through the instance's location. For a fine level numbers grow quickly, for a coarse
-# one slowly.
-
-# %% tags=["demo"]
-names = []
-for unit, m in zip(scales, maps, strict=True):
-    names.append(f"stride {unit / 8:.0f}, unit {unit:.0f}")
-    print(f"{names[-1]:20}  numbers from {m.min():.2f} to {m.max():.2f}")
-absolute = absolute_coordinates((24, 36), 4)
-print(f"{'absolute':20}  numbers from {absolute.min():.2f} to {absolute.max():.2f}")
-pic.show_coordinate_maps(torch.cat([maps, absolute[None]]), [*names, "absolute"])
-
 # %% [markdown] tags=["instructor"]
 # minutes: 10
 # Draw the three origins on the board. Misconception: "the origin is the object's centre". It is the location that
@@ -206,23 +189,24 @@ pic.show_coordinate_maps(torch.cat([maps, absolute[None]]), [*names, "absolute"]
 # ### No coordinate tensor is needed
 #
 # $O_n$ differs for each instance, so a direct implementation builds a tensor $N \times (2 + C) \times H \times W$: the
-# features, copied $N$ times, behind $N$ pairs of maps. But $O_n$ is *affine* in $p$, and so is layer 1. Split its
-# weight into $W^{xy}_n$ (for the coordinates) and $W^f_n$ (for the features $F$), and multiply out:
+# features, copied $N$ times, behind $N$ pairs of maps. But $O_n$ is *affine* in $p$, and so is layer 1. Split its weight
+# into $W^{xy}_n$ (for the coordinates) and $W^f_n$ (for the features $F$), and multiply out:
 #
 # $$W^{xy}_n \frac{p - c_n}{u_n} + W^f_n F(p) + b_n
 #   = \underbrace{\Big[\tfrac{1}{u_n} W^{xy}_n, \; W^f_n\Big]}_{\text{per instance}}
 #     \underbrace{\begin{bmatrix} p \\ F(p) \end{bmatrix}}_{\text{shared}}
 #   + \underbrace{b_n - \tfrac{1}{u_n} W^{xy}_n c_n}_{\text{per instance}}.$$
 #
-# What depends on the pixel no longer depends on the instance. All share one map $(2 + C) \times H \times W$, and layer
-# 1 of all instances is *one* matrix product $(8N \times 10) \cdot (10 \times HW)$. The library's mask head works like
-# this; `relative_coordinates` is its definition, which the head never calls.
-#
-# Is it the same? `draw` is the direct form. The size is that of CondInst at 800 x 1024 pixels, with 100 instances.
+# What depends on the pixel no longer depends on the instance. All share one map $(2 + C) \times H \times W$, and layer 1
+# of all instances is *one* matrix product $(8N \times 10) \cdot (10 \times HW)$. The library's mask head works like this.
+# Is it the same, and what does it save? `draw` is the direct form; the size is that of CondInst at 800 x 1024 pixels, with
+# 100 instances; the time is that of the whole head (the library's goes through the instances a few at a time), the best
+# of five, here and now.
 
-# %%
+# %% tags=["demo"]
+from timeit import repeat
+
 from condinst_edu.mask_head import DynamicMaskHead, split_parameters
-from condinst_edu.teach.references import fold_coordinates
 
 
 def draw(maps, features, theta, channels=(10, 8, 8, 1)):
@@ -235,47 +219,18 @@ def draw(maps, features, theta, channels=(10, 8, 8, 1)):
 
 
 N, size, stride = 100, (100, 128), 8
-generator = torch.Generator().manual_seed(0)
-features = torch.randn(8, *size, generator=generator)
-theta = torch.randn(N, 169, generator=generator)
-centers = torch.rand(N, 2, generator=generator) * torch.tensor([1024, 800])
-scales = torch.full((N,), 64.0)
+features, theta = torch.randn(8, *size), torch.randn(N, 169)
+centers, scales = torch.rand(N, 2) * torch.tensor([1024, 800]), torch.full((N,), 64.0)
+head = DynamicMaskHead()
+ways = {
+    "direct": lambda: draw(relative_coordinates(size, stride, centers, scales), features, theta),
+    "folded": lambda: head(features, theta, centers, scales, stride),
+}
 with torch.inference_mode():
-    maps = relative_coordinates(size, stride, centers, scales)
-    library = DynamicMaskHead()(features, theta, centers, scales, stride)
-    same_as(draw(maps, features, theta), library, name="the library's mask head")
-
-# %% [markdown]
-# And what does it save? Layer 1 alone, both ways, in this very run: the bytes it reads, and the best time of five.
-# `fold_coordinates` does the algebra above; it is your third exercise.
-
-# %% tags=["demo"]
-from timeit import repeat
-
-weights, biases = split_parameters(theta, (10, 8, 8, 1))
-weight, bias = weights[0], biases[0]  # (N, 8, 10), (N, 8)
-
-
-def layer_1_direct():
-    maps = relative_coordinates(size, stride, centers, scales)
-    inputs = torch.cat([maps, features.expand(N, -1, -1, -1)], dim=1).flatten(2)  # (N, 10, HW)
-    return torch.baddbmm(bias[:, :, None], weight, inputs), inputs
-
-
-def layer_1_folded():
-    folded, offset = fold_coordinates(weight[:, :, :2], bias, centers, scales)
-    inputs = torch.cat([locations(size, stride).T, features.flatten(1)])  # (10, HW)
-    matrix = torch.cat([folded, weight[:, :, 2:]], dim=2).flatten(0, 1)  # (8 N, 10)
-    return torch.addmm(offset.reshape(-1, 1), matrix, inputs).unflatten(0, (N, 8)), inputs
-
-
-with torch.inference_mode():
-    (a, direct), (b, shared) = layer_1_direct(), layer_1_folded()
-    same_as(b, a, name="layer 1 on the coordinate tensor")
-    slow, fast = (min(repeat(f, number=1, repeat=5)) for f in (layer_1_direct, layer_1_folded))
-print(f"reads {direct.nbytes / 1e6:.1f} MB or {shared.nbytes / 1e6:.1f} MB", end=": ")
-print(f"{direct.nbytes / shared.nbytes:.0f} times less")
-print(f"{1e3 * slow:.0f} ms or {1e3 * fast:.0f} ms: {slow / fast:.1f} times faster")
+    same_as(ways["direct"](), ways["folded"](), name="the library's mask head")
+    for (name, way), maps in zip(ways.items(), (N * 10, 10), strict=True):
+        best = 1e3 * min(repeat(way, number=1, repeat=5))
+        print(f"{name}: layer 1 reads {maps * size[0] * size[1] * 4 / 1e6:.1f} MB; {best:.0f} ms in all")
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
@@ -291,30 +246,19 @@ print(f"{1e3 * slow:.0f} ms or {1e3 * fast:.0f} ms: {slow / fast:.1f} times fast
 
 # %% tags=["demo"]
 moves = [(32, 0), (64, 32), (96, 32), (3, 0)]
-print(f"{'moved by':22}", *(f"{m!s:>10}" for m in moves))
-for name in ("condinst", "condinst-absolute", "condinst-none"):
+print(f"{'moved by':26}", *(f"{m!s:>10}" for m in moves))
+for name in with_features:
     still = look(models[name], scene(A)[0]).segment_at(*A)
-    cells = []
-    for dx, dy in moves:
-        there = (A[0] + dx, A[1] + dy)
-        moved = look(models[name], scene(there)[0]).segment_at(*there)
-        cells.append(float((moved.theta - still.theta).norm() / still.theta.norm()))
-    print(f"theta, {READS[name]:15}", *(f"{c:10.1%}" for c in cells))
-
-# %% tags=["hide-input"]
-figure, axes = pic.new_figure(2, 4, 2.6, 1.9)
-for row, place in enumerate((A, B)):
-    image, _ = scene(place)
-    segment = look(models["condinst"], image).segment_at(*place)
-    pic.draw_image(axes[4 * row], image)
-    axes[4 * row].set_title(f"disc at {place}", fontsize=9)
-    for k, axis in enumerate("xy"):
-        pic.draw_map(axes[4 * row + 1 + k], segment.coordinates[k], f"relative {axis}", 2)
-        axes[4 * row + 1 + k].contour(segment.coordinates[k], levels=[0], colors="black")
-    axes[4 * row + 3].imshow(segment.mask, cmap="gray")
-    axes[4 * row + 3].set(xticks=[], yticks=[])
-    axes[4 * row + 3].set_title("mask", fontsize=9)
-figure
+    places = [(A[0] + dx, A[1] + dy) for dx, dy in moves]
+    moved = [look(models[name], scene(place)[0]).segment_at(*place).theta for place in places]
+    changes = [float((theta - still.theta).norm() / still.theta.norm()) for theta in moved]
+    print(f"theta, {READS[name]:19}", *(f"{change:10.1%}" for change in changes))
+shown = {}
+for place in (A, B):
+    segment = look(models["condinst"], scene(place)[0]).segment_at(*place)
+    x, y = segment.coordinates
+    shown |= {f"disc at {place}: x": x, f"{place}: y": y, f"{place}: mask": 2 * segment.mask}
+pic.show_maps(shown, columns=3, limit=2, width=2.6)
 
 # %% [markdown]
 # Origin and mask move with the object, theta stays. Convolutions answer a moved image with the same numbers, moved, as
@@ -330,19 +274,18 @@ window = (slice(None), slice(160, 344), slice(224, 472))  # the part that is sho
 panels = {}
 for place, pair in {"corner": (A, B), "middle": (C, D)}.items():
     wide, wide_discs = scene(*pair, size=(512, 704))
-    for name in ("condinst", "condinst-absolute", "condinst-none"):
+    for name in with_features:
         mask = look(models[name], wide).segment_at(*pair[0]).mask
         on = [float((mask & disc).sum() / disc.sum()) for disc in wide_discs]
         print(f"{place}, {READS[name]:20}  first disc {on[0]:4.0%}, other disc {on[1]:4.0%}")
-        if place == "middle":
-            panels[READS[name]] = (wide[window], {"masks": mask[None][window]})
+        panels[READS[name]] = (wide[window], {"masks": mask[None][window]})
 pic.show_panels(panels, columns=3)
 
 # %% [markdown]
 # We asked for the first disc each time. With relative coordinates it comes alone, everywhere. *Features alone* manages
 # in the corner and draws *both* discs in the middle: the failure of lesson 2's plain FCN, which our small images had
 # hidden. *Absolute* fails at both places: its maps run from -1 to 1 over any image, so in a larger one the same numbers
-# stand for other pixels than in training, and far from the border its controller cannot know which of them to name.
+# stand for other pixels than in training.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 12
@@ -353,9 +296,9 @@ pic.show_panels(panels, columns=3)
 # ## Alignment: upsampling in pixels
 #
 # The head's logits have stride $s$; masks need pixels (`condinst:upsampling`). A cell's number belongs to pixel
-# $s i + \lfloor s/2 \rfloor$, so pixel $k$ has to read the map at $(k - \lfloor s/2 \rfloor) / s$. `aligned_upsample`
-# by a factor $f$ reads at $(k - \lfloor f/2 \rfloor) / f$: with $f = s$ that is it. PyTorch's default for bilinear
-# interpolation reads at $(k + \frac{1}{2}) / f - \frac{1}{2}$ instead, half-pixel centres.
+# $s i + \lfloor s/2 \rfloor$, so pixel $k$ has to read the map at $(k - \lfloor s/2 \rfloor) / s$. `aligned_upsample` by a
+# factor $f$ reads at $(k - \lfloor f/2 \rfloor) / f$: with $f = s$ that is it. PyTorch's default for bilinear
+# interpolation, half-pixel centres, reads at $(k + \frac{1}{2}) / f - \frac{1}{2}$ instead.
 #
 # To see what that does, we take "logits" that are right by construction (the distance to a disc's outline, at the
 # cells' own pixels, stride 8), upsample them by 8 in five ways, and measure how far the mask's mass centre is off.
@@ -391,22 +334,19 @@ for name, upsample in UPSAMPLINGS.items():
 pic.show_outlines(0.95 - 0.25 * disc.expand(3, -1, -1), disc, outlines, columns=3)
 
 # %% [markdown]
-# The true outline is dashed. Half-pixel centres are not *wrong*: they place cell $i$ at pixel $s i + (s - 1)/2$, half a
-# pixel from where we place it. Reading at $k / f$ is off by half a stride. `align_corners` stretches the map, so its
-# error depends on the place.
+# The true outline is dashed. Half-pixel centres are not *wrong*: they place a cell half a pixel from where we place it.
+# Reading at $k / f$ is off by half a stride. `align_corners` stretches the map, so its error depends on the place.
 #
-# **One subtlety.** CondInst upsamples twice (here $s = 8$): by 2 before the sigmoid, then by 4 to the pixels. Count:
-# the first step puts cell $i$ at fine cell $2i + 1$, which stands for pixel $4 (2i + 1) + 2 = 8i + 6$, not for
-# $8i + 4$. In general a step from stride $s$ to $s/f$ ($f$ even) moves everything by $\lfloor s / (2f) \rfloor$ pixels,
-# right and down. The official code and ours have this step in training *and* in inference, so the network learns to
-# draw that much further up and left. Here on the cells from above, and on our trained model, where $s = 4$ and $f = 2$
-# give 1 pixel:
+# **One subtlety.** CondInst upsamples twice (here $s = 8$): by 2 before the sigmoid, then by 4 to the pixels. Count: the
+# first step puts cell $i$ at fine cell $2i + 1$, which stands for pixel $4 (2i + 1) + 2 = 8i + 6$, not for $8i + 4$. In
+# general a step from stride $s$ to $s/f$ ($f$ even) moves everything by $\lfloor s / (2f) \rfloor$ pixels, right and
+# down. The official code and ours have this step in training *and* in inference, so the network learns to draw that much
+# further up and left. Here on the cells from above, and on our trained model, where $s = 4$ and $f = 2$ give 1 pixel:
 
 # %%
 (dx, dy), iou = compare(aligned_upsample(aligned_upsample(cells, 2), 4) > 0, disc)
-print(f"exact cells, by 2, then by 4          ({dx:+.2f}, {dy:+.2f}) pixels, IoU {iou:.3f}")
-
-rows = {}
+print(f"exact cells, by 2, then by 4  ({dx:+.2f}, {dy:+.2f}) pixels, IoU {iou:.3f}")
+rows = {"as trained: by 2, then by 2": [], "by 4 at once": []}
 for k in range(20):
     image, target = held_out(50)[k]
     seen, objects = look(models["condinst"], image / 255), target["masks"].bool()
@@ -414,15 +354,13 @@ for k in range(20):
         segment = seen.segment_at(*center)
         if compare(segment.mask, mask)[1] < 0.7:
             continue  # another object's location, or a poor mask: its centre says little
-        ways = {"as trained: by 2, then by 2": segment.mask}
-        for name, upsample in UPSAMPLINGS.items():
-            ways[f"{name}, by 4 at once"] = upsample(segment.logits, 4)[:128, :128] > 0
-        for way, drawn in ways.items():
+        at_once = aligned_upsample(segment.logits, 4)[:128, :128] > 0
+        for way, drawn in zip(rows, (segment.mask, at_once), strict=True):
             shift, iou = compare(drawn, mask)
-            rows.setdefault(way, []).append([*shift, iou])
+            rows[way].append([*shift, iou])
 for way, values in rows.items():
     dx, dy, iou = torch.tensor(values).mean(dim=0)
-    print(f"{way:36}  ({dx:+.2f}, {dy:+.2f}) pixels, IoU {iou:.3f}  (mean of {len(values)} masks)")
+    print(f"{way:28}  ({dx:+.2f}, {dy:+.2f}) pixels, IoU {iou:.3f}  (mean of {len(values)} masks)")
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
@@ -440,52 +378,36 @@ for way, values in rows.items():
 # %% tags=["demo"]
 model = models["condinst"]
 seen = look(model, photo)
-segments = [seen.segment_at(*center) for center in mass_centers(truth).tolist()]
-keep = [compare(s.mask, m)[1] > 0.7 for s, m in zip(segments, truth, strict=True)]
-segments, objects = [s for s, k in zip(segments, keep, strict=True) if k], truth[keep]
-theta = torch.stack([s.theta for s in segments])
-centers = torch.tensor([s.location for s in segments])
-scales = torch.tensor([s.scale for s in segments])
+pairs = [(seen.segment_at(*center), mask) for center, mask in zip(mass_centers(truth).tolist(), truth, strict=True)]
+pairs = [(segment, mask) for segment, mask in pairs if compare(segment.mask, mask)[1] > 0.7]
+theta = torch.stack([segment.theta for segment, _ in pairs])
+centers = torch.tensor([segment.location for segment, _ in pairs])
+scales = torch.tensor([segment.scale for segment, _ in pairs])
 size = tuple(seen.features.shape[1:])
-variants = {"right": relative_coordinates}
-variants |= {n: d.function for n, d in DEVIATIONS.items() if n.startswith("relative-")}
+variants = {n: d.function for n, d in DEVIATIONS.items() if n.startswith("relative-")}
 panels = {}
-for name, function in variants.items():
+for name, function in {"right": relative_coordinates, **variants}.items():
     logits = draw(function(size, model.stride, centers, scales), seen.features, theta)
     masks = aligned_upsample(aligned_upsample(logits, 2), 2) > 0
-    iou = sum(compare(a, b)[1] for a, b in zip(masks, objects, strict=True)) / len(masks)
+    iou = sum(compare(mask, true)[1] for mask, (_, true) in zip(masks, pairs, strict=True)) / len(masks)
     panels[f"{name}: IoU {iou:.2f}"] = (gray, {"masks": masks})
-    if name in DEVIATIONS:
-        print(f"{name}: {DEVIATIONS[name].line}")
+for name in variants:
+    print(f"{name}: {DEVIATIONS[name].line}")
 pic.show_panels(panels, columns=4)
 
 # %% [markdown]
 # *Flipped*: filters look on the wrong side of the location, so only what lies around it on both sides stays. *To the
-# middle*: all instances look at one place. *Not scaled*: the numbers are 64 or more times too large, and the place
-# where the filters fire shrinks to nothing. *In cells*: they are too small, every pixel seems near, and masks grow over
-# whatever has fitting features. *Swapped*: mirrored at the diagonal, which round things survive in part. *At the
-# corner*: the maps are off by 2 pixels, but the features know where the edges are, and the masks hardly change.
-#
-# Upsampling is also used inside the model: the bottom branch adds upsampled coarse levels to the finest one. `deviate`
-# swaps the library's function inside a block:
-
-# %%
-from condinst_edu.engine.evaluate import evaluate
-
-data = held_out(20)
-with torch.no_grad():
-    right = evaluate(model, data, progress=False)["mask"]["AP"]
-    print(f"{'aligned, as trained':24}  mask AP {100 * right:.1f}")
-    for name in UPSAMPLINGS:
-        if name in DEVIATIONS:
-            with deviate(name) as deviation:
-                wrong = evaluate(model, data, progress=False)["mask"]["AP"]
-            print(f"{name:24}  mask AP {100 * wrong:.1f}  {deviation.line.partition(':')[0]}")
+# middle*: all instances look at one place. *Not scaled*: the place where the filters fire shrinks to nothing. *In
+# cells*: every pixel seems near, and masks grow over whatever has fitting features. *Swapped*: mirrored at the diagonal,
+# which round things survive in part. *At the corner*: the maps are off by 2 pixels, but the features know where the
+# edges are, and the masks hardly change.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
-# The second table is deliberately dull: a coarse level that arrives half a cell late costs little, because the finest
-# level still has the edges. Bugs of this size survive reviews; only a measurement in pixels finds them.
+# Let the class match panels and names before reading on. The bottom branch upsamples too: `deviate` with
+# "upsample-from-corner" and `score_tiny` show that a coarse level which arrives half a cell late costs hardly any AP,
+# because the finest level still has the edges. Bugs of this size survive reviews; only a measurement in pixels finds
+# them.
 
 # %% [markdown]
 # ## Paper and miniature
@@ -498,6 +420,7 @@ with torch.no_grad():
 from condinst_edu.datasets.coco import CocoDataset
 from condinst_edu.datasets.shapes import ShapesConfig
 from condinst_edu.datasets.shapes_coco import write_shapes
+from condinst_edu.engine.evaluate import evaluate
 from condinst_edu.papers import ERRATA, table
 from condinst_edu.teach.tiny import ROOT
 
@@ -505,34 +428,22 @@ folder = ROOT / "runs" / "lessons" / "large"
 config = ShapesConfig(size=(320, 448), objects=(25, 50))
 write_shapes(folder, train=1, val=8, config=config, show_progress=False)
 large = CocoDataset(folder / "val", folder / "annotations" / "instances_val.json")
-paper_rows = {
-    "condinst-none": {"absolute": False, "relative": False, "features": True},
-    "condinst-coordinates": {"absolute": False, "relative": True, "features": False},
-    "condinst-absolute": {"absolute": True, "relative": False, "features": True},
-    "condinst": {"absolute": False, "relative": True, "features": True},
-}
-results = []
 print(f"{'the mask head reads':20}   paper    ours   ours, larger images: mask and box")
-for name, row in paper_rows.items():
-    paper, ours = table("condinst:table-3").value("AP", **row), 100 * scores[name]["AP"]
+for name, reads in READS.items():
+    parts = {part: part in reads for part in ("absolute", "relative", "features")}  # the row of the table
+    paper, ours = table("condinst:table-3").value("AP", **parts), scores[name]["AP"]
     with torch.no_grad():
         big = evaluate(models[name], large, progress=False)
-    results.append((paper, ours, name))
-    print(f"{READS[name]:20}  {paper:6.1f}  {ours:6.1f}", end=" ")
+    print(f"{reads:20}  {paper:6.1f}  {100 * ours:6.1f}", end=" ")
     print(f"  {100 * big['mask']['AP']:18.1f}  {100 * big['box']['AP']:6.1f}")
-orders = [[name for *_, name in sorted(results, key=lambda r: r[k])] for k in (0, 1)]
-print("from worst to best, paper:", ", ".join(READS[n] for n in orders[0]))
-print("from worst to best, ours: ", ", ".join(READS[n] for n in orders[1]))
 
 # %% [markdown]
-# What this shows: relative coordinates with features are best in both, and as the two printed lines say, the whole
-# order is the paper's, where the two lowest rows are nearly equal. What it does not show: how large the gaps are. At
-# 128 pixels the border tells everyone where they are, so *features alone* loses little; on larger images it loses
-# nearly everything, while the boxes of the same model stay good. (No larger image was in its training, so those columns
-# are a stress test, not the paper's experiment; and *absolute* fails there for the reasons above.) *Relative
-# alone* is level with *features alone* in the paper and far behind here: our rings come out filled (first picture), although a
-# head of this size can draw one; the controller did not learn to. One seed:
-# differences of a point or two may be chance.
+# What this shows: relative coordinates with features are best in both, and even the order is the paper's, where the
+# two lowest rows are nearly equal. What it does not show: how large the gaps are. At 128 pixels the border tells
+# everyone where they are, so *features alone* loses little; on larger images it loses nearly everything, while the boxes
+# of the same model stay good. (No larger image was in its training: those columns are a stress test, not the paper's
+# experiment.) *Relative alone* is level with *features alone* in the paper and far behind here: our rings come out
+# filled (first picture). One seed: differences of a point or two may be chance.
 #
 # `condinst:table-4`, the factor by which logits are upsampled before the sigmoid. The tiny bottom branch is one level
 # finer than the paper's, so the resolutions differ:
@@ -548,9 +459,9 @@ for name, factor in rows:
     print(f"{factor:6} {paper}   {f'1/{4 // factor}':>22} {ap:6.1f} {small:6.1f}")
 
 # %% [markdown]
-# The same picture in both: factor 2 gains, factor 4 adds next to nothing. Our gap at factor 1 is far larger: our
-# objects are 18 to 54 pixels large, so a mask at 1/4 has few cells across. In the paper small objects gain most and
-# large ones lose; nearly all of ours count as small, so our APs says nothing of its own. Again one seed.
+# The same picture in both: factor 2 gains, factor 4 adds next to nothing. Our gap at factor 1 is far larger: our objects
+# are 18 to 54 pixels large, so a mask at 1/4 has few cells across. (In the paper small objects gain most; nearly all of
+# ours count as small, so our APs says nothing of its own.)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
@@ -562,28 +473,13 @@ for name, factor in rows:
 #
 # Click or drag in the image: location, coordinate maps, theta as filters, the layers and the mask follow. Try two rings
 # that touch, and compare the first two columns of layer 1 (the coordinates' weights) with the rest. Without a browser
-# there is a static picture, and `look(model, image).segment_at(x, y)` gives the same.
+# there is a static picture. `redraw(segment, origin=(x, y))` moves the origin while theta stays: try it with the model
+# that reads coordinates alone.
 
 # %% tags=["play"]
 from condinst_edu.teach import click_to_segment
 
 click_to_segment(models["condinst"], photo, class_names=load_tiny("condinst").class_names)
-
-# %% [markdown]
-# Now move the *origin* while theta stays: A's theta, with the origin on the way from A to B. The model with features
-# draws only where both fit, the place and the features. The one with coordinates alone draws its disc wherever it is
-# told to.
-
-# %% tags=["play", "demo"]
-panels = {}
-for name in ("condinst", "condinst-coordinates"):
-    a = look(models[name], discs_image).segment_at(*A)
-    for t in (0, 0.1, 0.5, 1):
-        origin = (A[0] + t * (B[0] - A[0]), A[1] + t * (B[1] - A[1]))
-        mask = redraw(a, origin=origin).mask
-        title = f"{READS[name]}\norigin ({origin[0]:.0f}, {origin[1]:.0f})"
-        panels[title] = (discs_image, {"masks": mask[None]})
-pic.show_panels(panels, columns=4)
 
 # %% [markdown]
 # ## Exercises
@@ -639,7 +535,7 @@ check("03-absolute-coordinates", absolute_maps)
 
 # %% [markdown] tags=["exercise"]
 # 03-fold-coordinates
-# Write the fold that `layer_1_folded` above used. `weight` (N, out, 2) is layer 1's part for the coordinates, `bias`
+# Write the fold of the derivation above. `weight` (N, out, 2) is layer 1's part for the coordinates, `bias`
 # (N, out), `centers` (N, 2), `scales` (N,). Return a weight and a bias that give the same on plain pixels $p$.
 
 
@@ -694,8 +590,9 @@ check("03-aligned-upsample", upsample)
 # %% [markdown]
 # ## What the paper says and what the code does
 #
-# The tables' text first: three places that contradict the printed rows, each with its witness. Then what the paper
-# leaves open, and what the code does about it.
+# First three places where the text contradicts the printed rows, each with its witness. Then what the paper leaves open:
+# the unit; how its absolute coordinates were scaled ($[-1, 1]$ is our choice); and which of the bilinear upsamplings is
+# meant. The official code has the aligned one, with the step of $\lfloor s/(2f) \rfloor$ pixels measured above.
 
 # %%
 for erratum in ERRATA.values():
@@ -713,10 +610,6 @@ same_as(draw(-maps, seen.features, weights), draw(maps, seen.features, theta), n
 print("Official code has location - pixel: the same head, with W_xy negated in its checkpoints.")
 
 # %% [markdown]
-# Also open in the paper: how its absolute coordinates were scaled ($[-1, 1]$ is our choice), and which of the bilinear
-# upsamplings is meant. The official code has the aligned one, with the step of $\lfloor s/(2f) \rfloor$ pixels measured
-# above.
-#
 # ## In three lines
 #
 # - 1x1 filters need to be told where a cell is; counted from the instance, theta can stay the same everywhere.

@@ -6,7 +6,7 @@
 #     name: python3
 #   lesson:
 #     title: CondInst, whole
-#     minutes: {read: 35, do: 45, run: 1}
+#     minutes: {read: 30, do: 45, run: 1}
 #     needs: ["lesson 1 (FCOS)", "lesson 2 (dynamic mask heads)", "lesson 3 (relative coordinates)"]
 #     gives:
 #       - the bottom branch
@@ -68,9 +68,9 @@ pic.show_masks(image, sure, class_names)
 #    after?
 # 4. **Cost.** What does it cost in time, and does it cost more when there are more objects?
 #
-# `xray` runs the model and prints each stage, with the papers' symbols. Read it from top to bottom: everything above
-# `F_bottom` is FCOS. Our tiny model has its levels one step finer than the paper's, since its images are small: masks
-# use $P_2, P_3, P_4$ here and $P_3, P_4, P_5$ there, and boxes are found on $P_3$ to $P_5$ (there: $P_3$ to $P_7$).
+# `xray` runs the model and prints each stage, with the papers' symbols. Everything above `F_bottom` is FCOS. Our images
+# are small, so our levels are one step finer than the paper's: masks use $P_2, P_3, P_4$ here and $P_3, P_4, P_5$ there,
+# and boxes are found on $P_3$ to $P_5$ (there: $P_3$ to $P_7$).
 
 # %% tags=["demo"]
 from condinst_edu.teach.xray import xray
@@ -93,17 +93,16 @@ rows = xray(model, image)
 #
 # $$F_{bottom} = \mathrm{tower}\Big(\sum_k \mathrm{up}_{2^k}\big(r_k(P_{2 + k})\big)\Big), \qquad k = 0, 1, 2.$$
 #
-# (The paper adds the levels as they are: $r_k$ is the official code's. Its tower is four 3x3 convolutions of 128 channels
-# and one that goes to 8; ours are two of 32. The full model begins at $P_3$, the tiny one at $P_2$.)
-#
-# `aligned_upsample` is lesson 3's. The batch has four images of 96 x 128 pixels (not square, so that a swapped axis
-# would show), drawn for this lesson.
+# (The paper adds the levels as they are: $r_k$ is the official code's. Its tower is four 3x3 convolutions of 128
+# channels and one that goes to 8; ours are two of 32.) The batch has four images that are drawn for this lesson. In the
+# picture: the brightness of the first, the three parts and their sum, averaged over channels, then the eight maps of
+# $F_{bottom}$. Nothing tells a channel what to be: whatever helps the heads to draw is learned.
 
-# %%
+# %% tags=["demo"]
 from condinst_edu.datasets.shapes import ShapesConfig, generate
 from condinst_edu.layers.images import make_batch
 from condinst_edu.layers.upsample import aligned_upsample
-from condinst_edu.teach import DEVIATIONS, check, deviate, same_as
+from condinst_edu.teach import check, deviate, same_as
 
 
 def draw(index, size=(96, 128), objects=(3, 5)):
@@ -122,25 +121,10 @@ with torch.no_grad():
     parts = [aligned_upsample(refine(p), 2**k) for k, (refine, p) in enumerate(levels)]
     features = bottom.tower(sum(parts))  # (B, C, H, W)
     same_as(features, bottom(pyramid), name="the bottom branch")
-
-# %% [markdown]
-# The three parts and their sum, averaged over channels: edges from the finest level, blobs from the coarser ones.
-
-# %% tags=["demo"]
-maps = {f"from P{k + 2}": part for k, part in enumerate(parts)} | {"the sum": sum(parts)}
-figure, axes = pic.new_figure(1, 5, 2.4, 2.1)
-pic.draw_image(axes[0], images[0])
-for ax, (name, x) in zip(axes[1:], maps.items(), strict=True):
-    mean = x[0].mean(dim=0)  # (H, W)
-    pic.draw_map(ax, mean, name, float(mean.max()))
-figure
-
-# %% [markdown]
-# And the eight maps of $F_{bottom}$ that all mask heads share. Nothing tells a channel what to be: whatever helps the
-# heads to draw is learned.
-
-# %%
-pic.show_feature_maps(features[0])
+maps = {"brightness": images[0].mean(dim=0)}
+maps |= {f"from P{k + 2}": part[0].mean(dim=0) for k, part in enumerate(parts)}
+maps |= {"the sum": sum(parts)[0].mean(dim=0)} | {f"channel {c}": x for c, x in enumerate(features[0])}
+pic.show_maps(maps, columns=5)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
@@ -151,11 +135,11 @@ pic.show_feature_maps(features[0])
 # ## Which locations draw masks in training
 #
 # FCOS gives every object a handful of positive locations (lesson 1). Every one of them has a theta of its own, and
-# could draw a mask of the object. Each mask is a whole map, so all of them would need much memory. The conference
-# version took up to 500 locations of a GPU's batch at random (`condinst-eccv:random-500`); the journal version keeps
-# the 64 of each image with the highest score (`condinst:top-64`). It says only "the scores predicted by the detector";
-# ours is the score for the object's own class (the official code takes the best class's, and gives every object of the
-# image an equal share of the 64, so that none goes without):
+# could draw a mask of the object: a whole map each, which would need much memory. The conference version took up to 500
+# locations of a GPU's batch at random (`condinst-eccv:random-500`); the journal version keeps the 64 of each image with
+# the highest score (`condinst:top-64`). Inference looks at the surest locations only, so these are the masks that have
+# to be good. Ours is the score for the object's own class (the official code takes the best class's, and gives every
+# object of the image an equal share of the 64):
 #
 # $$\text{score}_{x,y} = p_{x,y}(c^*) \cdot \text{centre-ness}_{x,y}, \qquad c^* \text{ the object's class.}$$
 #
@@ -176,9 +160,6 @@ for name, i in chosen.items():
     print(f"{name:22} locations of each object: {per_object}")
 pic.show_chosen(images[1], points, {name: (i, owner[i]) for name, i in chosen.items()})
 
-# %% [markdown]
-# Why by score? Because inference looks at the surest locations only, so these are the masks that have to be good.
-
 # %% [markdown] tags=["instructor"]
 # minutes: 8
 # Point out the object without any location in the middle panel: a limit per image says nothing about objects. The
@@ -196,79 +177,37 @@ pic.show_chosen(images[1], points, {name: (i, owner[i]) for name, i in chosen.it
 # $$L_{mask} = \frac{1}{N_{pos}} \sum_{x,y} \mathbb{1}_{\{c^*_{x,y} > 0\}}
 # L_{dice}\big(\mathrm{MaskHead}(\tilde F_{x,y}; \theta_{x,y}), M^*_{x,y}\big)$$
 #
-# Written as it stands, one location at a time:
-
-# %%
-import torch.nn.functional as F
-
-from condinst_edu.coordinates import relative_coordinates
-from condinst_edu.mask_head import split_parameters
-
-
-def mask_head(features, theta, center, scale):
-    """MaskHead: features (C, H, W), theta (169,), center (2,), scale () -> logits (H, W)."""
-    size = features.shape[1:]
-    coordinates = relative_coordinates(size, model.stride, center[None], scale[None])
-    x = torch.cat([coordinates, features[None]], dim=1)  # (1, 2 + C, H, W)
-    weights, biases = split_parameters(theta[None], model.mask_head.channels)
-    for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        x = F.conv2d(x.relu() if k else x, weight[0][:, :, None, None], bias[0])
-    return x[0, 0]
-
-
-def dice(p, t):
-    return 1 - 2 * (p * t).sum() / ((p * p).sum() + (t * t).sum() + 1e-5)
+# Eq. 1 (`condinst:eq-1`) adds it to FCOS's own three losses of lesson 1, $L_{overall} = L_{fcos} + \lambda L_{mask}$
+# with $\lambda = 1$. Both written as they stand, one location at a time. And do the sampled locations draw well? For
+# comparison we take the loss of all that were left out, too.
 
 
 # %% tags=["demo"]
 @torch.no_grad()
 def dice_of(b, location):
     """The dice loss of one positive location of image b."""
-    theta = fcos.head.top_at(outputs, points, b, location[None])[0]  # (169,)
-    scale = model.scales[points.level[location]]
-    logits = mask_head(features[b], theta, points.xy[location], scale)
-    scores = aligned_upsample(logits[None], model.factor)[0].sigmoid()  # (h, w)
-    step = model.mask_stride
-    truth = targets[b]["masks"][assignment.matched[b, location]]  # (H, W)
-    return dice(scores, truth[step // 2 :: step, step // 2 :: step].float())
+    theta = fcos.head.top_at(outputs, points, b, location[None])  # (1, 169)
+    center, scale = points.xy[location], model.scales[points.level[location]]
+    logits = model.mask_head(features[b], theta, center[None], scale[None], model.stride)
+    p = aligned_upsample(logits, model.factor)[0].sigmoid()  # (h, w)
+    truth, step = targets[b]["masks"][assignment.matched[b, location]], model.mask_stride
+    t = truth[step // 2 :: step, step // 2 :: step].float()
+    return 1 - 2 * (p * t).sum() / ((p * p).sum() + (t * t).sum() + 1e-5)
 
 
-sampled = torch.stack([dice_of(b, loc) for b in range(len(images)) for loc in by_score[b]])
+positive = assignment.labels > 0
+dices = torch.zeros(positive.shape)  # (B, L)
+for b, location in positive.nonzero():
+    dices[b, location] = dice_of(int(b), location)
+sampled, left_out = dices.gather(1, by_score), dices[positive.scatter(1, by_score, False)]
 with torch.no_grad():
     losses = model.losses(pyramid, points, outputs, features, targets)
-print(f"{len(sampled)} locations are sampled in {len(images)} images")
-same_as(sampled.mean(), losses["loss_mask"], name="Eq. 2")
-
-# %% [markdown]
-# Eq. 1 (`condinst:eq-1`) adds it to FCOS's own three losses of lesson 1, $L_{overall} = L_{fcos} + \lambda L_{mask}$
-# with $\lambda = 1$, so the library sums what it has:
-
-# %%
 for name, value in losses.items():
     print(f"{name:16} {value:.3f}")
-weight = 1  # lambda
+same_as(sampled.mean(), losses["loss_mask"], name="Eq. 2")
 l_fcos = losses["loss_class"] + losses["loss_box"] + losses["loss_centerness"]
-same_as(l_fcos + weight * sampled.mean(), sum(losses.values()), name="Eq. 1")
-
-# %% [markdown]
-# Are the sampled locations those that draw well? Here is the dice loss of *all* positive locations, beside their
-# score.
-
-# %%
-positive = assignment.labels > 0
-image_of, location_of = positive.nonzero(as_tuple=True)
-dices = torch.stack([dice_of(int(b), loc) for b, loc in zip(image_of, location_of, strict=True)])
-label = (assignment.labels[positive] - 1)[:, None]
-score = outputs.logits[positive].sigmoid().gather(1, label)[:, 0]
-score = score * outputs.centerness[positive].sigmoid()
-chosen = torch.zeros_like(positive).scatter(1, by_score, True)[positive]
-figure, (ax,) = pic.new_figure(1, 1, 5, 3)
-for name, group in (("sampled", chosen), ("left out", ~chosen)):
-    ax.scatter(score[group], dices[group], s=14, label=name)
-    print(f"{name}: {int(group.sum())} locations, mean dice loss {dices[group].mean():.3f}")
-ax.set(xlabel="score", ylabel="dice loss")
-ax.legend(fontsize=9)
-figure
+same_as(l_fcos + sampled.mean(), sum(losses.values()), name="Eq. 1, with lambda 1")
+print(f"dice loss of {sampled.numel()} sampled {sampled.mean():.3f}, of {len(left_out)} others {left_out.mean():.3f}")
 
 # %% [markdown] tags=["instructor"]
 # minutes: 12
@@ -283,49 +222,30 @@ figure
 #
 # In training only, a small head on the finest level may also say which *class* each cell shows
 # (`condinst:semantic-loss`). It is thrown away afterwards, so inference costs nothing more; the paper gains about a
-# point of AP by it (its Table 6), which we have not measured. The paper says no more; what follows is the official code's.
-# The target is one label per cell, that of the *smallest* object there (0: none). The loss is lesson 1's focal loss
-# over all cells and classes, divided by the number of cells that show an object. Written with loops:
-
-# %%
-from condinst_edu.condinst import semantic_loss, semantic_map
-
-
-def semantic_loss_in_loops(logits, labels, alpha=0.25, gamma=2):
-    """logits (B, K, H, W); labels (B, H, W), 0 for no object."""
-    total, covered = 0.0, 0
-    for b, i, j in torch.cartesian_prod(*map(torch.arange, labels.shape)):
-        covered += int(labels[b, i, j] > 0)
-        for k, z in enumerate(logits[b, :, i, j]):
-            here = bool(labels[b, i, j] == k + 1)
-            p = z.sigmoid() if here else 1 - z.sigmoid()  # the probability of what is right
-            total -= (alpha if here else 1 - alpha) * (1 - p) ** gamma * p.log()
-    return total / max(covered, 1)
-
-
-torch.manual_seed(0)
-logits, labels = torch.randn(2, 3, 5, 7), torch.randint(0, 4, (2, 5, 7))
-same_as(semantic_loss_in_loops, semantic_loss, logits, labels)
-
-# %% [markdown]
-# The "smallest" rule matters where masks overlap, as people's annotations do. A small disc that lies in a large one:
+# point of AP by it (its Table 6), which we have not measured. What follows is the official code's. The target is one
+# label per cell, that of the *smallest* object there (0: none). The loss is lesson 1's focal loss over all cells and
+# classes, divided by the number of cells that show an object:
 
 # %% tags=["demo"]
-y, x = torch.meshgrid(torch.arange(96), torch.arange(128), indexing="ij")
-ellipses = ((46, 56, 40, 34), (52, 44, 12, 18), (100, 30, 24, 20))
-discs = [((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1 for cx, cy, rx, ry in ellipses]
-overlapping, kinds = torch.stack(discs), torch.tensor([1, 2, 3])
-grey = torch.full((3, 96, 128), 0.93)
-for mask in discs:
-    grey[:, mask] *= 0.75
-maps = {"smallest on top": semantic_map(overlapping, kinds, 4)}
-for name in ("semantic-largest", "semantic-from-corner"):
-    maps[name] = DEVIATIONS[name].function(overlapping, kinds, 4)
-    print(f"{name}: {DEVIATIONS[name].line}")
-pic.show_label_maps(grey, maps, class_names[:3])
+from condinst_edu.condinst import semantic_loss, semantic_map
+from condinst_edu.teach.references import focal_loss
+
+
+def semantic_by_hand(logits, labels):
+    """logits (B, K, H, W); labels (B, H, W), 0 for no object."""
+    classes = torch.arange(1, logits.shape[1] + 1)[:, None, None]
+    wanted = (labels[:, None] == classes).float()  # (B, K, H, W)
+    return focal_loss(logits, wanted) / (labels > 0).sum().clamp(min=1)
+
+
+same_as(semantic_by_hand, semantic_loss, torch.randn(2, 3, 5, 7), torch.randint(0, 4, (2, 5, 7)))
+example = semantic_map(targets[1]["masks"], targets[1]["labels"], 4)
+pic.show_label_maps(images[1], {"the target, at stride 4": example}, class_names)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 6
+# The "smallest" rule matters where masks overlap, as people's annotations do; the exercise comes back to it.
+#
 # Why a sigmoid and not a softmax with a background class? Because the official code does, and the paper says nothing.
 # `CondInst(semantic=True)` adds the head; the shipped tiny model has none.
 
@@ -337,8 +257,14 @@ pic.show_label_maps(grey, maps, class_names[:3])
 # **Step 1: FCOS's outputs become candidates.** A candidate is a (location, class) pair whose class probability times
 # centre-ness exceeds a threshold. Its score is the square root of that product, its box is decoded from four
 # distances.
+#
+# **Step 2: class-wise NMS.** Go by falling score; a candidate stays unless a box that stayed, of the same class,
+# overlaps it by more than 0.6. Then at most 100 are kept. No mask has been drawn so far. In the picture dots sit at the
+# locations that speak, a colour for each class.
 
-# %%
+# %% tags=["demo"]
+from torchvision.ops import box_iou
+
 with torch.no_grad():
     batch = make_batch([image], fcos.mean, fcos.std, fcos.divisor)
     pyramid, points, outputs = fcos.run(batch)
@@ -350,15 +276,6 @@ location, label = location[order], column[order] + 1
 left, top, right, low = (outputs.distances[0, location] * points.stride[location, None]).T
 x, y = points.xy[location].T
 boxes = torch.stack([x - left, y - top, x + right, y + low], dim=1)  # (N, 4)
-print(f"{product.numel()} pairs of location and class, {len(score)} candidates")
-
-# %% [markdown]
-# **Step 2: class-wise NMS.** Go by falling score; a candidate stays unless a box that stayed, of the same class,
-# overlaps it by more than 0.6. Then at most 100 are kept. No mask has been drawn so far.
-
-# %% tags=["demo"]
-from torchvision.ops import box_iou
-
 iou, kept = box_iou(boxes, boxes), []
 for i in range(len(boxes)):
     if not any(label[i] == label[j] and iou[i, j] > fcos.nms_threshold for j in kept):
@@ -370,33 +287,26 @@ panels = {name: (location[i], label[i] - 1) for name, i in steps.items()}
 pic.show_chosen(image, points, panels, class_names)
 
 # %% [markdown]
-# Dots sit at the locations that speak, a colour for each class. Many weak candidates survive NMS, since no surer box
-# of their class overlaps them enough; they do little harm to AP, which goes by score.
+# Many weak candidates survive NMS, since no surer box of their class overlaps them enough; they do little harm to AP,
+# which goes by score.
 #
 # **Step 3: theta, only for those that are left**, and **step 4: their masks.** The controller is one 3x3 convolution,
-# read at these few locations. Each theta draws over the *whole* map: nothing is cut out, no box is used.
+# read at these few locations. Each theta draws over the *whole* map: nothing is cut out, no box is used. In the picture
+# red is inside, blue is outside, full colour from 10 on.
+#
+# **Step 5: masks at the image's size.** Upsample the logits by 2 and apply the sigmoid, as in training; upsample these
+# *scores* to pixels, and ask for more than 0.5. `resize_masks` does the same, but computes along borders only.
 
-# %%
+# %% tags=["demo"]
+from condinst_edu.layers.upsample import resize_masks
+
+height, width = image.shape[1:]
 box, location, label, score = boxes[kept], location[kept], label[kept], score[kept]
 with torch.no_grad():
     theta = fcos.head.top_at(outputs, points, 0, location)  # (N, 169)
     centers, scales = points.xy[location], model.scales[points.level[location]]  # (N, 2), (N,)
     logits = model.mask_head(features, theta, centers, scales, model.stride)  # (N, H, W)
 print(f"features {tuple(features.shape)}, theta {tuple(theta.shape)}, logits {tuple(logits.shape)}")
-figure, axes = pic.new_figure(1, 6, 2, 2.2)
-for ax, values, k, s in zip(axes, logits, label, score, strict=False):
-    pic.draw_map(ax, values, f"{class_names[k - 1]} {s:.2f}", 10)
-figure
-
-# %% [markdown]
-# Red is inside, blue is outside, full colour from 10 on. **Step 5: masks at the image's size.** Upsample the logits
-# by 2 and apply the sigmoid, as in training; upsample these *scores* to pixels, and ask for more than 0.5.
-# `resize_masks` does the same, but computes along borders only.
-
-# %% tags=["demo"]
-from condinst_edu.layers.upsample import resize_masks
-
-height, width = image.shape[1:]
 soft = aligned_upsample(aligned_upsample(logits, model.factor).sigmoid(), model.mask_stride)
 plain = soft[:, :height, :width] > 0.5  # (N, height, width), without the padding
 masks = resize_masks(logits, model.stride, (height, width), (height, width), model.factor)
@@ -405,6 +315,8 @@ print(f"{differ} of {masks.numel()} pixels differ between the plain and the fast
 box = box.clamp(min=0).minimum(box.new_tensor([width, height, width, height]))
 mine = {"boxes": box, "labels": label, "scores": score, "masks": masks}
 same_as(mine, result, name="model([image])[0]")
+names = [f"{class_names[k - 1]} {s:.2f}" for k, s in zip(label, score, strict=True)]
+pic.show_maps(dict(zip(names[:6], logits, strict=False)), columns=6, limit=10)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 12
@@ -418,8 +330,8 @@ same_as(mine, result, name="model([image])[0]")
 #
 # Before any long training, see whether the model can learn a handful of images by heart. If it cannot, something is
 # wrong, and you know after seconds instead of hours. Here a new tiny CondInst starts from random weights, with the
-# four images above as its whole world. `step` is what `condinst-edu train` does in each iteration: losses, backward,
-# clip, update.
+# four images above as its whole world. `step` is what `condinst-edu train` does in each iteration. The mask loss falls
+# with the others although nothing tells it what a mask is but the dice; centre-ness stays high (lesson 1 tells why).
 
 # %% tags=["demo"]
 from condinst_edu.engine.recipe import build_model
@@ -431,9 +343,8 @@ from condinst_edu.teach.scoring import mask_iou
 def learn_by_heart(steps=100):
     """A new model and its losses, {name: value} for each step."""
     torch.manual_seed(0)
-    recipe = get_recipe("shapes-condinst")
-    few = recipe.model_args | {"mask_limit": 6}  # so that it matters which locations are sampled
-    fresh = build_model(recipe.model, len(class_names), few)
+    few = get_recipe("shapes-condinst").model_args | {"mask_limit": 6}  # so that it matters which are sampled
+    fresh = build_model("condinst", len(class_names), few)
     optimizer = torch.optim.AdamW(fresh.train().parameters(), lr=2e-3)
     history = [step(fresh, optimizer, 5.0, images, targets) for _ in range(steps)]
     return fresh.eval(), history
@@ -443,10 +354,6 @@ fresh, history = learn_by_heart()
 curves = {k: torch.stack([losses[k] for losses in history]) for k in history[0]}
 pic.show_curves(curves, "step", "loss")
 
-# %% [markdown]
-# The mask loss falls with the others although nothing tells it what a mask is but the dice. Centre-ness stays high:
-# its cross-entropy cannot reach 0, since its targets lie between 0 and 1. The masks that it draws now:
-
 
 # %%
 def drawn_by(network):
@@ -455,9 +362,9 @@ def drawn_by(network):
         found = [{"masks": r["masks"][r["scores"] > 0.5]} for r in network(images)]
     best = []
     for r, t in zip(found, targets, strict=True):
-        iou = mask_iou(r["masks"], t["masks"], torch.zeros(len(t["labels"]), dtype=torch.bool))
-        best += iou.amax(dim=0).tolist() if len(iou) else [0.0] * len(t["labels"])
-    return found, sum(best) / len(best)
+        iou = mask_iou(r["masks"], t["masks"], torch.zeros(len(t["labels"]), dtype=torch.bool))  # (N, M)
+        best.append(torch.cat([iou, iou.new_zeros(1, iou.shape[1])]).amax(dim=0))
+    return found, torch.cat(best).mean()
 
 
 found, quality = drawn_by(fresh)
@@ -490,33 +397,6 @@ pic.show_panels(panels)
 # The mask loss falls all the same: it is measured where it is trained. But inference asks other locations, those with
 # the highest scores, and their filters were hardly ever trained. *A loss can only vouch for what it looks at.*
 
-# %% [markdown]
-# **Leave NMS out.** With an IoU threshold of 0.999 hardly anything counts as a duplicate: the same weights, the same
-# masks, each of them many times.
-
-# %%
-from condinst_edu.engine.evaluate import evaluate
-
-
-def rebuilt(**settings):
-    """The trained weights in a model with other settings."""
-    other = build_model("condinst", len(class_names), trained.recipe["model_args"] | settings)
-    other.load_state_dict(model.state_dict())
-    return other.eval()
-
-
-data = held_out(50)
-panels = {}
-for name, network in (("NMS at 0.6", model), ("without NMS", rebuilt(nms_threshold=0.999))):
-    ap = evaluate(network, data, progress=False)["mask"]["AP"]
-    with torch.no_grad():
-        r = network([image])[0]
-    r = {k: v[r["scores"] > 0.5] for k, v in r.items()}  # the sure ones
-    print(f"{name:12} mask AP {100 * ap:.1f}")
-    boxes = {k: r[k] for k in ("boxes", "labels")}
-    panels[f"{name}: {len(r['scores'])} instances"] = (image, boxes)
-pic.show_panels(panels, class_names)
-
 # %% [markdown] tags=["instructor"]
 # minutes: 8
 # Before running the first cell, let the class bet on which run has the lower mask loss at its end.
@@ -526,41 +406,39 @@ pic.show_panels(panels, class_names)
 #
 # Boxes are predicted for NMS alone, so they can go: draw a mask for every candidate, and remove duplicates by the IoU
 # of *masks*. Table 5 of the paper (`condinst:table-5`) finds no difference in AP. Ours: one set of weights, two ways
-# to remove duplicates, 50 held-out images.
+# to remove duplicates, 50 held-out images. Then two wrong ways to do mask NMS.
 
 # %% tags=["demo"]
 import time
 
 from condinst_edu import papers
+from condinst_edu.engine.evaluate import evaluate
 
-table = papers.table("condinst:table-5")
-names = ["AP", "AP50", "AP75"]
-print(f"{'':24}" + "".join(f"{name:>7}" for name in names) + "   seconds")
+
+def score_with(nms):
+    """Mask AP of the trained weights in a model with this kind of NMS."""
+    other = build_model("condinst", len(class_names), trained.recipe["model_args"] | {"nms": nms})
+    other.load_state_dict(model.state_dict())
+    return evaluate(other.eval(), held_out(50), progress=False)["mask"]
+
+
+keys = ["AP", "AP50", "AP75"]
+print(f"{'':19}", *(f"{key:>6}" for key in keys), "  seconds")
 for kind in ("box", "mask"):
-    (row,) = table.find(NMS=kind)
-    print(f"{kind + ' NMS, the paper':24}" + "".join(f"{row[name]:7.1f}" for name in names))
+    (row,) = papers.table("condinst:table-5").find(NMS=kind)
+    print(f"{kind + ' NMS, the paper':19}", *(f"{row[key]:6.1f}" for key in keys))
     begin = time.perf_counter()
-    scores = evaluate(rebuilt(nms=kind), data, progress=False)["mask"]
-    seconds = time.perf_counter() - begin
-    print(f"{kind + ' NMS, ours':24}" + "".join(f"{100 * scores[n]:7.1f}" for n in names), end="")
-    print(f"{seconds:10.1f}")
+    scores = score_with(kind)
+    ours = [100 * scores[key] for key in keys] + [time.perf_counter() - begin]
+    print(f"{kind + ' NMS, ours':19}", *(f"{x:6.1f}" for x in ours))
+for name in ("nms-across-classes", "nms-unsorted"):
+    with deviate(name) as deviation:
+        print(f"{name:19} {100 * score_with('mask')['AP']:6.1f}   {deviation.line}")
 
 # %% [markdown]
 # Nearly the same AP, and more to draw: the masks of up to 300 candidates (the paper: of all) before anything can be
-# removed. The seconds are of one run, scoring included. This is why
-# CondInst keeps its boxes. Two wrong ways to do mask NMS, on the same images:
-
-# %%
-by_mask = rebuilt(nms="mask")
-print(f"{'mask NMS':20} AP {100 * scores['AP']:.1f}")
-for name in ("nms-across-classes", "nms-unsorted"):
-    with deviate(name) as deviation:
-        ap = evaluate(by_mask, data, progress=False)["mask"]["AP"]
-    print(f"{name:20} AP {100 * ap:.1f}   {deviation.line}")
-
-# %% [markdown]
-# Not every mistake shows in AP. `nms-unsorted` changes nothing here, since the library hands the candidates over in
-# order, and an AP that stays is no proof that code is right. That is what comparisons such as `same_as` are for.
+# removed. This is why CondInst keeps its boxes. And not every mistake shows in AP: `nms-unsorted` changes nothing here,
+# since the library hands the candidates over in order. That is what comparisons such as `same_as` are for.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
@@ -574,19 +452,8 @@ for name in ("nms-across-classes", "nms-unsorted"):
 # several runs.
 
 # %% tags=["demo"]
-import statistics
-
-
-@torch.no_grad()
-def milliseconds(function, runs=9):
-    """The median time of a call."""
-    times = []
-    for _ in range(runs + 1):
-        begin = time.perf_counter()
-        function()
-        times.append(1000 * (time.perf_counter() - begin))
-    return statistics.median(times[1:])  # the first call warms up
-
+from statistics import median
+from timeit import repeat
 
 crowd, _ = draw(0, size=(384, 512), objects=(40, 60))
 with torch.no_grad():
@@ -594,25 +461,20 @@ with torch.no_grad():
     maps = fcos.backbone(batch.images)
     pyramid, points, outputs = fcos.run(batch)
     features = bottom(pyramid)  # (1, C, H, W)
-    crowded = fcos.detect(points, outputs, 0)
-    crowd_logits = model.mask_logits(points, outputs, features, 0, crowded.location)
-size = batch.sizes[0]
-count = len(crowded.scores)
-print(f"{count} instances, of which {int((crowded.scores > 0.5).sum())} score over 0.5")
-
-# %%
-found_at = crowded.location
-costs = {
-    "backbone": lambda: fcos.backbone(batch.images),
-    "pyramid": lambda: fcos.fpn(maps),
-    "FCOS head": lambda: fcos.head(pyramid[-len(fcos.strides) :]),
-    "candidates, box NMS": lambda: fcos.detect(points, outputs, 0),
-    "bottom branch": lambda: bottom(pyramid),
-    "theta and mask heads": lambda: model.mask_logits(points, outputs, features, 0, found_at),
-    "masks at full size": lambda: resize_masks(crowd_logits, model.stride, size, size, 2),
-}
-times = {name: milliseconds(function) for name, function in costs.items()}
-of_masks = sum(times[name] for name in list(times)[-3:])
+    at = fcos.detect(points, outputs, 0).location
+    crowd_logits = model.mask_logits(points, outputs, features, 0, at)
+    size, count = batch.sizes[0], len(at)
+    costs = {
+        "backbone": lambda: fcos.backbone(batch.images),
+        "pyramid": lambda: fcos.fpn(maps),
+        "FCOS head": lambda: fcos.head(pyramid[-len(fcos.strides) :]),
+        "candidates, box NMS": lambda: fcos.detect(points, outputs, 0),
+        "bottom branch": lambda: bottom(pyramid),
+        "theta and mask heads": lambda: model.mask_logits(points, outputs, features, 0, at),
+        "masks at full size": lambda: resize_masks(crowd_logits, model.stride, size, size, 2),
+    }
+    times = {name: 1000 * median(repeat(part, number=1, repeat=9)) for name, part in costs.items()}
+of_masks = sum(list(times.values())[-3:])
 print(f"all parts {sum(times.values()):.1f} ms, of them for masks {of_masks:.1f} ms")
 print(f"mask heads of {count} instances: {times['theta and mask heads'] / count:.3f} ms each")
 pic.show_bars(times, "milliseconds")
@@ -631,11 +493,10 @@ pic.show_bars(times, "milliseconds")
 # ## Does the number of instances matter?
 #
 # For every detection Mask R-CNN cuts a patch out of the pyramid, runs convolutions on it and pastes the result into the
-# image (on a CPU torchvision's pasting is a large part of it). CondInst runs three 1x1 convolutions with 8 channels. So
-# further instances should cost CondInst little. Both tiny models, with random
-# weights, are made to return a fixed number of detections whatever they see (score threshold 0), and take turns, so
-# that a busy machine slows both alike. `condinst-edu bench instances` does the same with both at full size
-# (`docs/results.md` has its figures).
+# image. CondInst runs three 1x1 convolutions with 8 channels. So further instances should cost CondInst little. Both
+# tiny models, with random weights, are made to return a fixed number of detections whatever they see (score threshold
+# 0), and take turns, so that a busy machine slows both alike. `condinst-edu bench instances` does the same with both at
+# full size (`docs/results.md` has its figures).
 
 # %% tags=["demo"]
 from rich.progress import Progress
@@ -654,13 +515,13 @@ for group, what in zip(groups, ("whole pass", "masks alone"), strict=True):
         ms = [v.median_ms for v in group.variants if v.name.startswith(case.name)]
         more = (ms[-1] - ms[0]) / (counts[-1] - counts[0])
         curves[f"{case.name}, {what}"] = torch.tensor(ms)
-        print(f"{case.name:10} {what:11} {ms[0]:6.1f} ms with {counts[0]},", end=" ")
-        print(f"{ms[-1]:6.1f} ms with {counts[-1]}: {more:.2f} ms for each further instance")
+        ends = f"{ms[0]:6.1f} ms with {counts[0]}, {ms[-1]:6.1f} with {counts[-1]}"
+        print(f"{case.name:10} {what:11} {ends}: {more:.2f} ms for each further instance")
 pic.show_curves(curves, "instances", "milliseconds", at=counts)
 
 # %% [markdown]
 # CondInst's line is not quite flat: each instance still has a mask to draw. "Does not depend on the number" is short
-# for "depends little on it", and the slopes say how little. Drawing at full size counts for both.
+# for "depends little on it", and the slopes say how little.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 5
@@ -767,29 +628,26 @@ check("04-semantic-map", my_semantic_map)
 # %% [markdown]
 # ## What the paper says and what the code does
 #
-# The paper leaves things out that decide whether a model works. Each line below is checked by the cell under it.
+# The paper leaves things out that decide whether a model works. The cell checks each line.
 #
 # 1. **Eq. 2 sums over all positive locations**, the text of section 2.3 over the 64 best, and $N_{pos}$ is the number
-#    of those that are summed. The mean is over locations: an object with many of them counts more than one with few.
+#    of those that are summed.
 # 2. **$M^* \in \{0, 1\}^{H \times W \times C}$**: a mask has no class axis. It is (H, W) per object, read at every
 #    `mask_stride`-th pixel and not averaged.
 # 3. **"The controller head has the same architecture as the classification head"**: in the official code, and here,
 #    it is a single convolution on the *box* tower.
 # 4. **The order of sigmoid and upsampling** in inference is not in the paper: the sigmoid comes after the first
 #    upsampling and before the second. Upsampling the logits all the way gives slightly other masks.
-# 5. **The text gives figures that are not in its table**: one of the errata, each of which has a witness, a function
-#    that finds it again from the tables as data.
+# 5. **The text gives figures that are not in its table**: one of the errata, each of which has a witness.
 
 # %% tags=["demo"]
 from condinst_edu.condinst import sampled_masks
 
-print(f"1. Eq. 2 over all {len(dices)} positive locations {dices.mean():.3f},", end=" ")
-print(f"over the {len(sampled)} sampled {sampled.mean():.3f}")
+print(f"1. Eq. 2 over all positive locations {dices[positive].mean():.3f}, over the sampled {sampled.mean():.3f}")
 truth = sampled_masks(targets, model.mask_stride, (48, 64))
 print(f"2. targets {tuple(truth.shape)}: images, objects, height, width; {truth.dtype}")
 assert torch.equal(truth[0, 0], targets[0]["masks"][0, 1::2, 1::2])
-print(f"3. class tower: {len(fcos.head.class_tower)} blocks, then logits")
-print(f"   controller: {fcos.head.top}")
+print(f"3. class tower: {len(fcos.head.class_tower)} blocks, then logits; controller: {fcos.head.top}")
 before = aligned_upsample(aligned_upsample(crowd_logits, 2).sigmoid(), 2) > 0.5
 after = aligned_upsample(aligned_upsample(crowd_logits, 2), 2) > 0
 print(f"4. {int((before != after).sum())} pixels change; the masks have {int(before.sum())}")
@@ -807,7 +665,7 @@ for entry in papers.ERRATA.values():
 #
 # **Train it for real**, in a terminal. The first two lines make the data and train this lesson's model, in minutes on
 # a laptop. The next trains a variant; `--set` replaces any argument of the model. The last two learn your own
-# photographs, from a folder with COCO annotations, and segment new ones.
+# photographs, from a folder with COCO annotations, and segment new ones. `condinst-edu train --help` names the recipes.
 #
 # ```
 # condinst-edu data shapes --out data/shapes-full
@@ -816,11 +674,3 @@ for entry in papers.ERRATA.values():
 # condinst-edu train folder-condinst --data photos --out runs/photos
 # condinst-edu predict new.jpg --weights runs/photos/model.safetensors --out runs/new
 # ```
-#
-# The recipes that there are:
-
-# %%
-from condinst_edu.recipes import RECIPES
-
-for name, recipe in RECIPES.items():
-    print(f"{name:18} {recipe.__doc__.splitlines()[0]}")
