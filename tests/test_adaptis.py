@@ -243,16 +243,17 @@ def test_points_of_images_of_several_sizes_and_without_objects() -> None:
 
 
 def test_semantic_targets() -> None:
-    masks = torch.zeros(2, 4, 5, dtype=torch.bool)
+    masks = torch.zeros(3, 4, 5, dtype=torch.bool)
     masks[0, :3] = True
     masks[1, 1, 1:4] = True
-    labels = semantic_targets([{"masks": masks, "labels": torch.tensor([2, 1])}], [(4, 5)], (5, 6), stuff=3)[0]
-    assert labels[:4, :5].tolist() == [[4] * 5, [4, 3, 3, 3, 4], [4] * 5, [0] * 5]
+    masks[2, 3, 0] = True
+    target = {"masks": masks, "labels": torch.tensor([2, 1, 4])}  # things 1 and 2, stuff 3, 4 and 5
+    labels = semantic_targets([target], [(4, 5)], (5, 6), num_things=2, stuff=3)[0]
+    assert labels[:4, :5].tolist() == [[4] * 5, [4, 3, 3, 3, 4], [4] * 5, [1, 0, 0, 0, 0]]
     assert (labels[4] == -1).all()
     assert (labels[:, 5] == -1).all()
-    given = torch.arange(20).view(4, 5) % 5 - 1
-    target = {"masks": masks, "labels": torch.tensor([2, 1]), "semantic": given}
-    assert torch.equal(semantic_targets([target], [(4, 5)], (4, 5), stuff=3)[0], given)
+    void = semantic_targets([target], [(4, 5)], (4, 5), num_things=2, stuff=3, rest=-1)[0]
+    assert void[3].tolist() == [1, -1, -1, -1, -1]
 
 
 def test_proposal_labels() -> None:
@@ -276,7 +277,7 @@ def test_mask_iou() -> None:
 @pytest.mark.parametrize("loss", ["nfl", "focal", "bce"])
 def test_training(loss: str) -> None:
     """Every trained parameter has a gradient, the proposal branch has none; images of several sizes, one empty."""
-    model = tiny(num_classes=3, stuff=2, loss=loss).train()
+    model = tiny(num_classes=5, num_things=3, loss=loss).train()
     sizes = [(33, 41), (40, 29), (25, 30)]
     images = [torch.rand(3, *size, generator=seeded(k)) for k, size in enumerate(sizes)]
     targets = [random_targets(4, sizes[0], seeded(0)), random_targets(9, sizes[1], seeded(1)), empty_target(sizes[2])]
@@ -568,14 +569,22 @@ def test_mirrored_images_give_mirrored_probabilities() -> None:
 
 
 def test_panoptic() -> None:
-    model = tiny(num_classes=2, stuff=2, threshold=0.1).eval()
+    """Every pixel belongs to the segment that its id names; in any size; things 1 to K, stuff after them."""
+    model = tiny(num_classes=4, num_things=2, threshold=0.1).eval()
     shift_biases(model, masks=5)
-    result = model.panoptic(torch.rand(3, 37, 50, generator=seeded(0)))
-    ids = {segment["id"] for segment in result["segments_info"]}
-    assert ids == set(result["panoptic"].unique().tolist()) - {0}
-    for segment in result["segments_info"]:
-        assert segment["area"] == (result["panoptic"] == segment["id"]).sum()
-        assert segment["category_id"] in ((1, 2) if segment["isthing"] else (3, 4))
+    image = torch.rand(3, 37, 50, generator=seeded(0))
+    for size in ((37, 50), (50, 37)):
+        result = model([image], output_sizes=[size])[0]
+        assert result["panoptic"].shape == size
+        ids = {segment["id"] for segment in result["segments_info"]}
+        assert ids == set(result["panoptic"].unique().tolist()) - {0}
+        for segment in result["segments_info"]:
+            assert segment["area"] == (result["panoptic"] == segment["id"]).sum()
+            assert segment["category_id"] in ((1, 2) if segment["isthing"] else (3, 4))
+        for k, mask in enumerate(result["masks"], start=1):
+            assert torch.equal(result["panoptic"] == k, mask)
+    with pytest.raises(ValueError, match="num_things is between 1 and"):
+        tiny(num_classes=2, num_things=2)
 
 
 def test_the_backbone_runs_once_per_image(monkeypatch: pytest.MonkeyPatch) -> None:

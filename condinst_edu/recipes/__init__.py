@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from condinst_edu.engine.recipe import Recipe
 from condinst_edu.errors import UserError
-from condinst_edu.recipes import bacteria, cityscapes, coco, coco_solo, dr1mask, folder, panoptic, shapes
+from condinst_edu.recipes import adaptis, bacteria, cityscapes, coco, coco_solo, dr1mask, folder, panoptic, shapes
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-fcos": shapes.shapes_fcos,
@@ -55,6 +55,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "bacteria-adaptis-paper": bacteria.bacteria_adaptis_paper,
     "bacteria-v2-adaptis-paper": bacteria.bacteria_v2_adaptis_paper,
     "bacteria-mask-rcnn-paper": bacteria.bacteria_mask_rcnn_paper,
+    "cityscapes-adaptis-r50": adaptis.cityscapes_adaptis_r50,
+    "mapillary-adaptis-rx101": adaptis.mapillary_adaptis_rx101,
+    "coco-adaptis-rx101": adaptis.coco_adaptis_rx101,
 }
 
 
