@@ -1,7 +1,10 @@
 """AdaptIS against loops written straight from the paper, in float64 with gradients, and on inputs that break things."""
 
+import dataclasses
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,10 +36,15 @@ from condinst_edu.adaptis_greedy import (
     mean_confidence,
 )
 from condinst_edu.coordinates import relative_coordconv
+from condinst_edu.engine.checkpoint import load_model
+from condinst_edu.engine.recipe import override_model
+from condinst_edu.engine.train import open_split, train
 from condinst_edu.layers import normalized_focal_loss
 from condinst_edu.layers.deeplab import DeepLab
 from condinst_edu.layers.losses import normalized_focal_softmax_loss
 from condinst_edu.layers.unet import UNet
+from condinst_edu.recipes import get_recipe
+from condinst_edu.teach.tiny import train_proposals
 
 
 def tiny(**options: Any) -> AdaptIS:
@@ -609,3 +617,27 @@ def test_deeplab() -> None:
     with torch.no_grad():
         assert net(torch.randn(1, 3, 40, 64)).shape == (1, 16, 10, 16)
         assert net.coarse(net.fine(net.stem(torch.randn(1, 3, 40, 64)))).shape[2:] == (5, 8)
+
+
+# ------------------------------------------------------------------------------------------------------------- engine
+
+
+def test_training_on_drawn_images_and_then_the_proposals(tmp_path: Path) -> None:
+    """Two iterations by the engine, from a recipe without any file; then the branch, which changes nothing else."""
+    recipe = override_model(
+        get_recipe("bacteria-adaptis"),
+        ("backbone_options.width=4", "backbone_options.depth=1", "branch_width=4", "points=2", "limit=2"),
+    )
+    recipe = dataclasses.replace(recipe, iterations=2, batch_size=2)
+    first = train(recipe, tmp_path / "first", show_progress=False).state_dict()
+    path = train_proposals(recipe, tmp_path / "first" / "model.safetensors", 2, tmp_path / "second")
+    both = load_model(path)
+    assert both.class_names == ["cell"]
+    assert both.recipe["model_args"] == json.loads(json.dumps(recipe.model_args))
+    for name, value in both.model.state_dict().items():
+        trained = name.startswith("proposals") and not name.endswith("num_batches_tracked")
+        assert torch.equal(value, first[name]) != trained or "num_batches" in name, name
+    image, _ = open_split(recipe, "val")[0]
+    assert set(both.model([image / 255])[0]) == {"boxes", "labels", "scores", "masks"}
+    again = train(recipe, tmp_path / "again", show_progress=False).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())  # images, points and all
