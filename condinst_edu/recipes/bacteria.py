@@ -19,6 +19,7 @@ def bacteria_adaptis() -> Recipe:
             "backbone_options": {"width": 16, "max_width": 64},
             "branch_width": 16,
             "points": 5,
+            "limit": 50,
         },
         drawn="bacteria",
         workers=0,

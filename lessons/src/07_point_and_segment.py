@@ -193,12 +193,6 @@ for name, segment in (("A", first), ("B", second)):
 print(f"channel {channel}: scale {first.scale[channel]:.2f} for A, {second.scale[channel]:.2f} for B")
 pic.show_maps(shown, columns=3)
 
-# %% [markdown] tags=["instructor"]
-# minutes: 12
-# Style transfer first, it sticks. Then: the "style" of an instance is which channels count for it. Compare with
-# lesson 2: CondInst's controller writes the filters themselves (169 numbers); here the filters are fixed, and the
-# controller turns them up and down. Misconception: "AdaIN adds information about position". It scales whole maps.
-
 # %% [markdown]
 # ### From a point to a vector
 #
@@ -285,7 +279,10 @@ pic.show_curves({n: torch.tensor(c) for n, c in curves.items()}, "sureness t", "
 # of a mean cross-entropy sum to 1, and only while $P$ is held constant. The last section has the witness.
 
 # %% [markdown] tags=["instructor"]
-# minutes: 10
+# minutes: 20
+# Style transfer first, it sticks. Then: the "style" of an instance is which channels count for it. Compare with
+# lesson 2: CondInst's controller writes the filters themselves (169 numbers); here the filters are fixed, and the
+# controller turns them up and down. Misconception: "AdaIN adds information about position". It scales whole maps.
 # Ask what happens to NFL's gradient when the mask is perfect: the weights still sum to 1, spread over what is least
 # sure. Is that wanted? (Early, yes; late, with wrong labels, no.) P is a number per mask: a bad mask does not take
 # weight from a good one, which is one of the deviations in the exercise.
@@ -391,8 +388,10 @@ show_steps(image, found, chosen, seen.stuff)
 # Average precision at four IoU thresholds, as in the paper's Table 1, on 12 held-out images, now:
 
 # %% tags=["demo"]
+from condinst_edu.adaptis import AdaptIS
 from condinst_edu.papers import table
 from condinst_edu.papers.reproduce_toy import score_toy
+from condinst_edu.recipes import get_recipe
 from condinst_edu.teach.tiny import read_card
 
 ours = score_toy(model, images.first(12))
@@ -404,12 +403,15 @@ for method in ("Mask R-CNN", "AdaptIS"):
 print(f"{'ours, 12 images':28}" + "".join(f"{value:9.1f}" for value in ours.values()))
 print(f"{'ours, 200 images (card)':28}" + "".join(f"{v:9.1f}" for v in card["metrics"]["toy"].values()))
 print(f"trained for {card['iterations']} iterations in {card['seconds'] / 60:.0f} minutes of one thread")
+full = AdaptIS(**get_recipe("bacteria-adaptis-paper").model_args)
+counts = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (model, full)]
+print(f"{counts[0]:.1f} million parameters, {counts[1]:.1f} million in a model of the paper's size")
 
 # %% [markdown]
-# The paper trained for 140 epochs on a GPU with a network 14 times as large; ours had some minutes of a laptop's time.
-# And its images are not ours: the generator was never published, ours follows the description. So the rows stand beside
-# each other as an indication, no more. `condinst-edu reproduce adaptis:table-1 --budget 10m` trains anew;
-# the recipe `bacteria-adaptis-paper` is the full schedule, for a GPU.
+# The paper trained a larger network for 140 epochs on a GPU; ours had some minutes of a laptop's time. And the paper's
+# images are not ours: its generator was never published, ours follows the description. So the rows stand beside each
+# other as an indication, no more. `condinst-edu reproduce adaptis:table-1 --budget 10m` trains anew; the recipe
+# `bacteria-adaptis-paper` is the full schedule, for a GPU. We have not run it.
 #
 # **A larger image**, with the network that has only seen 96 x 96: 250 cells, as the paper's figure 3d, where AdaptIS
 # found 234 of 250, missed 16 and made 3 false ones. Points come from the proposal branch.
