@@ -84,8 +84,8 @@ def test_widget(model: AdaptIS, image: Tensor) -> None:
     with pytest.raises(TraitError):
         widget.x = 57
     x, y = click_to_segment(model, image).seen.surest_pixel()
-    things = model.look(image).semantic[1:].amax(dim=0)
-    assert things[y, x] == things.max()
+    seen = model.look(image)
+    assert seen.proposals[y, x] == (seen.proposals * ~seen.stuff).max()
 
 
 def test_a_click_is_answered_within_a_tenth_of_a_second() -> None:

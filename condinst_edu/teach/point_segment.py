@@ -59,9 +59,8 @@ class PointLook:
         return self.seen.size
 
     def surest_pixel(self) -> tuple[int, int]:
-        """(x, y) of the pixel that is most surely on a thing."""
-        things = self.seen.semantic[self.model.stuff :].amax(dim=0)
-        y, x = divmod(int(things.argmax()), self.size[1])
+        """(x, y) of the best proposal among the pixels of things."""
+        y, x = divmod(int((self.seen.proposals * ~self.seen.stuff).argmax()), self.size[1])
         return x, y
 
     @torch.no_grad()

@@ -66,6 +66,7 @@ TINY = {
     "condinst-factor1": Tiny("masks not upsampled", "shapes-condinst", ("factor=1",)),
     "condinst-factor4": Tiny("masks upsampled by 4", "shapes-condinst", ("factor=4",)),
     "mask-rcnn": Tiny("Mask R-CNN", "shapes-mask-rcnn", iterations=1500),
+    "adaptis": Tiny("AdaptIS on its toy problem", "bacteria-adaptis", iterations=2000, proposals=100),
 }
 
 

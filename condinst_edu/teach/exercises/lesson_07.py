@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from condinst_edu.coordinates import relative_coordconv
 from condinst_edu.layers.losses import normalized_focal_loss
@@ -15,6 +15,14 @@ from condinst_edu.teach.exercises.base import Exercise, ellipses, uniform, whole
 def adain_inputs(generator: Generator) -> tuple[Any, ...]:
     x = uniform(generator, 2, 3, 4, 6, low=-1, high=2)
     return x, uniform(generator, 2, 3, low=0.5, high=2), uniform(generator, 2, 3, low=-1)
+
+
+def adain_view(result: Any, args: tuple[Any, ...]) -> Any:
+    """The result with a weight for each pixel: the plain sum of a normalised map has no gradient to compare."""
+    if not isinstance(result, Tensor) or result.dim() < 2:
+        return result
+    height, width = result.shape[-2:]
+    return result * (1 + (torch.arange(height)[:, None] + torch.arange(width)) / 8)
 
 
 def coordconv_inputs(generator: Generator) -> tuple[Any, ...]:
@@ -48,6 +56,7 @@ EXERCISES = [
             "`keepdim=True` keeps them broadcastable; the variance is that of all pixels (unbiased=False).",
         ),
         gradient=True,
+        view=adain_view,
     ),
     Exercise(
         id="07-relative-coordconv",
