@@ -5,6 +5,7 @@ from collections.abc import Callable
 from condinst_edu.engine.recipe import Recipe
 from condinst_edu.errors import UserError
 from condinst_edu.recipes import (
+    adaptis,
     bacteria,
     cityscapes,
     coco,
@@ -70,6 +71,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "bacteria-adaptis-paper": bacteria.bacteria_adaptis_paper,
     "bacteria-v2-adaptis-paper": bacteria.bacteria_v2_adaptis_paper,
     "bacteria-mask-rcnn-paper": bacteria.bacteria_mask_rcnn_paper,
+    "cityscapes-adaptis-r50": adaptis.cityscapes_adaptis_r50,
+    "mapillary-adaptis-rx101": adaptis.mapillary_adaptis_rx101,
+    "coco-adaptis-rx101": adaptis.coco_adaptis_rx101,
 }
 
 

@@ -20,6 +20,7 @@ from condinst_edu.teach.variants import lesson_02 as l2
 from condinst_edu.teach.variants import lesson_03 as l3
 from condinst_edu.teach.variants import lesson_04 as l4
 from condinst_edu.teach.variants import lesson_05 as l5
+from condinst_edu.teach.variants import lesson_07 as l7
 from condinst_edu.teach.variants import lesson_08 as l8
 from condinst_edu.teach.variants import lesson_10 as l10
 
@@ -275,6 +276,39 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         l5.factored_without_factors: "without the factors: all instances get the same attention",
         l5.factored_one_map: "one map for all bases: each base has its own U_k, V_k and factors",
     },
+    "condinst_edu.teach.references.adain": {
+        l7.adain_of_the_batch: "statistics of the whole batch (batch norm): one instance's maps change another's",
+        l7.adain_over_channels: "statistics over the channels too (layer norm): strong channels drown the others",
+        l7.adain_one_on_the_shift: (
+            "1 added to the shift, as in the official PyTorch branch: it was meant for the scale"
+        ),
+        l7.adain_not_normalised: "no normalisation: a map's own mean and contrast stay, beside the vector's",
+        l7.adain_by_variance: "divided by the variance, not by its square root",
+        l7.adain_unbiased: "the variance of a sample (pixels - 1): small maps come out smaller",
+    },
+    "condinst_edu.coordinates.relative_coordconv": {
+        l7.coordconv_flipped: "point - pixel instead of pixel - point: masks grow to the wrong side",
+        l7.coordconv_swapped: "the y map before the x map: filters read one for the other",
+        l7.coordconv_not_clipped: "not clipped to [-1, 1]: numbers far from the point that training never saw",
+        l7.coordconv_to_the_middle: (
+            "the middle of the map in place of the point: absolute coordinates, the same for all points"
+        ),
+        l7.coordconv_in_cells: "cells counted, not pixels: too small by the stride",
+        l7.coordconv_half_a_stride: "cells at stride * j + stride // 2, as CondInst has them: AdaptIS counts from 0",
+    },
+    "condinst_edu.layers.losses.normalized_focal_loss": {
+        l7.nfl_not_normalised: "not divided by P: the plain focal loss, whose gradient fades as masks get better",
+        l7.nfl_as_a_mean: "divided by the number of pixels, not by P: the focal loss again, as a mean",
+        l7.nfl_of_the_batch: "one P for all masks: a bad mask takes the weight from the others",
+        l7.nfl_is_bce: "all weights 1: the mean cross-entropy, which easy pixels dominate",
+    },
+    "condinst_edu.teach.references.greedy": {
+        l7.greedy_by_iou: "IoU with each kept mask, as NMS has it: a small mask within a large one is kept",
+        l7.greedy_mask_by_mask: "compared with each kept mask alone: one that several cover together is kept",
+        l7.greedy_first_come: "a pixel stays with the first mask that took it: in the end the most confident gets it",
+        l7.greedy_keeps_all: "no test of the overlap: every object is found as often as it is asked for",
+        l7.greedy_without_overlap: "no overlap allowed at all: touching objects lose each other",
+    },
     "condinst_edu.datasets.batching.batch_indices": {
         l10.share_of_nobody: "the same images in every process: all of them do the work of one",
         l10.share_per_process: "a whole batch for each process: more processes then mean another batch and schedule",
@@ -347,7 +381,12 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
 }
 
 # Rows of papers that a deviation stands for.
-_ROWS = {"relative-to-the-middle": "condinst:table-3", "nms-by-box": "condinst:table-5"}
+_ROWS = {
+    "relative-to-the-middle": "condinst:table-3",
+    "nms-by-box": "condinst:table-5",
+    "nfl-not-normalised": "adaptis:table-7",
+    "nfl-is-bce": "adaptis:table-7",
+}
 
 
 def _entry(of: str, line: str, function: Callable[..., Any]) -> Deviation:

@@ -19,6 +19,7 @@ from condinst_edu.teach.blending import Blend, averaged, blends_of, with_attenti
 from condinst_edu.teach.click_canvas import CSS, ESM
 from condinst_edu.teach.interactive import Segment, Targets, describe, describe_targets, look, targets_of
 from condinst_edu.teach.pictures import draw_boxes, show_blend, show_targets
+from condinst_edu.teach.point_segment import PointSegment
 from condinst_edu.teach.segment_pictures import (
     data_url,
     figure_png,
@@ -69,7 +70,7 @@ class ClickToSegment(WithPicture, anywidget.AnyWidget):
     panels = traitlets.List(traitlets.Dict()).tag(sync=True)
     text = traitlets.Unicode().tag(sync=True)
 
-    segment: Segment
+    segment: Segment | PointSegment
 
     def __init__(
         self, model: nn.Module, image: Tensor, x: int | None, y: int | None, class_names: Sequence[str]
