@@ -2,8 +2,9 @@
 
 Order of the data: images -> backbone, once -> features of the points -> controller -> what AdaIN makes of the instance
 selection network, which draws each point's mask. Beside it a semantic branch says what is thing and what is stuff, and,
-trained after all else, a proposal branch says which points are good ones. In training, points are drawn from objects;
-in inference, the greedy algorithm (`condinst_edu.adaptis_greedy`) proposes points until all is segmented.
+trained after all else, a proposal branch says which points are good ones. In training, points are drawn from objects
+(`condinst_edu.adaptis_targets`); in inference, the greedy algorithm (`condinst_edu.adaptis_greedy`) proposes points
+until all is segmented.
 
 Points are (x, y) in pixels. Cell (i, j) of a map of stride s stands for pixel (s*j, s*i) here, as in the official code.
 
@@ -13,7 +14,7 @@ h, w map, H, W image.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,14 @@ from condinst_edu.adaptis_greedy import (
     class_of_mask,
     find_local_maxima,
     local_maxima_points,
+)
+from condinst_edu.adaptis_targets import (
+    Queries,
+    mask_iou,
+    proposal_labels,
+    sample_points,
+    semantic_targets,
+    soft_proposal_labels,
 )
 from condinst_edu.coordinates import relative_coordconv
 from condinst_edu.fcos import Target, check_targets
@@ -163,89 +172,6 @@ def dense_head(in_channels: int, out_channels: int, width: int, separable: bool 
     return nn.Sequential(*blocks, nn.Conv2d(width, out_channels, 1))
 
 
-# ----------------------------------------------------------------------------------------------------------- training
-
-
-class Queries(NamedTuple):
-    """Points to train with: points (N, 2), image (N,) that each is in, masks (N, H, W): 1 on its object, 0 off it,
-    -1 beyond the image's edge, and everywhere where the image has no object."""
-
-    points: Tensor
-    image: Tensor
-    masks: Tensor
-
-
-def sample_points(targets: Sequence[Target], sizes: Sequence[Size], size: Size, count: int, one: bool) -> Queries:
-    """`count` points of every image: an object at random, then a pixel of it at random.
-
-    targets: with full-size masks (M, H, W); sizes: of the images; size: of the batch; one: all points of an image from
-    the same object, as the proposal branch is trained. Source: adaptis:point-sampling.
-    """
-    device = targets[0]["masks"].device
-    points = torch.zeros(len(targets), count, 2, device=device)
-    masks = torch.full((len(targets), count, *size), -1.0, device=device)
-    for i, (target, (height, width)) in enumerate(zip(targets, sizes, strict=True)):
-        objects = target["masks"][target["masks"].flatten(1).any(dim=1)]  # (M, H, W)
-        if len(objects):
-            chosen = torch.randint(len(objects), (1 if one else count,), device=device).expand(count)
-            masks[i, :, :height, :width] = objects[chosen].float()
-            pixel = objects[chosen].flatten(1).float().multinomial(1).squeeze(1)  # (count,)
-            points[i] = torch.stack([pixel % width, pixel // width], dim=1).float()
-    image = torch.arange(len(targets), device=device).repeat_interleave(count)
-    return Queries(points.flatten(0, 1), image, masks.flatten(0, 1))
-
-
-def semantic_targets(targets: Sequence[Target], sizes: Sequence[Size], size: Size, stuff: int) -> Tensor:
-    """Class of every pixel (B, *size): 0..S - 1 stuff, S + label - 1 things, -1 beyond an image's edge.
-
-    Of objects that cover each other the smallest counts; all else is class 0, unless the target has a `semantic` map.
-    """
-    result = torch.full((len(targets), *size), -1, dtype=torch.int64, device=targets[0]["masks"].device)
-    for padded, target, (height, width) in zip(result, targets, sizes, strict=True):
-        labels = target.get("semantic")
-        if labels is None:
-            labels = padded.new_zeros(height, width)
-            masks = target["masks"].bool()
-            for k in masks.flatten(1).sum(dim=1).argsort(descending=True).tolist():
-                labels[masks[k]] = target["labels"][k] + stuff - 1
-        padded[:height, :width] = labels
-    return result
-
-
-def proposal_labels(iou: Tensor, share: float = 0.2) -> Tensor:
-    """Which points of an object are good proposals: the `share` of them with the highest IoU, one at least.
-
-    iou (O, P) of the masks of P points of each of O objects. Returns (O, P), 1 or 0. Source: adaptis:proposal-branch.
-    """
-    best = iou.topk(max(1, round(share * iou.shape[1])), dim=1).indices
-    return torch.zeros_like(iou).scatter_(1, best, 1.0)
-
-
-def soft_proposal_labels(iou: Tensor, confidence: Tensor) -> Tensor:
-    """The official code's labels in place of the paper's: iou, confidence (O, P) -> (O, P) in 0 and 0.7..1, or -1.
-
-    confidence: mean probability inside the object. Points above 0.95 times the 30th percentile of iou * confidence
-    (0.99 times its least where all IoUs are within 0.1) are good, by degrees; an object without any IoU is ignored.
-    """
-    labels = torch.full_like(iou, -1)
-    for row, u, score in zip(labels, iou, iou * confidence, strict=True):
-        if (u < 0).any() or (u < 1e-5).all():
-            continue
-        bound = 0.95 * score.quantile(0.3) if u.max() - u.min() > 0.1 else 0.99 * score.min()
-        good = score > bound
-        low, high = score[good].min(), score[good].max()
-        grade = (score - low) / (high - low) if high - low > 1e-3 else torch.ones_like(score)
-        row.copy_(torch.where(good, 0.7 + 0.3 * grade, 0))
-    return labels
-
-
-def mask_iou(masks: Tensor, truth: Tensor) -> Tensor:
-    """IoU of masks with their own objects, pixels of truth -1 left out: (N, H, W) bool and in {1, 0, -1} -> (N,)."""
-    masks, valid, truth = masks.flatten(1), truth.flatten(1) >= 0, truth.flatten(1) > 0
-    overlap, union = (masks & truth).sum(dim=1), ((masks | truth) & valid).sum(dim=1)
-    return overlap / union.clamp(min=1)
-
-
 # ---------------------------------------------------------------------------------------------------------- inference
 
 
@@ -300,7 +226,8 @@ class Seen:
 class AdaptIS(nn.Module):
     """The whole model, in torchvision's interface.
 
-    num_classes: K; stuff: S, at least the background; backbone: "unet", or a torchvision ResNet for DeepLabV3+;
+    num_classes: K, with the background as the only stuff; or K + S, of which num_things are things, for targets that
+    hold all segments (labels of stuff after those of things); backbone: "unet", or a torchvision ResNet for DeepLabV3+;
     backbone_options: its arguments; head: of InstanceHead; branch_width: channels of the other branches; points: per
     image in training; loss: of the masks, "nfl", "focal" or "bce", with gamma; semantic_weight: of that loss (the paper
     gives none); stage: "masks" trains all but the proposal branch, "proposals" that branch alone; soft_labels: the
@@ -309,14 +236,15 @@ class AdaptIS(nn.Module):
 
     forward(images, targets) in training -> {"loss_mask", "loss_semantic"} or {"loss_proposals"};
     forward(images, output_sizes=None) in evaluation -> [{"boxes", "labels", "scores", "masks" (N, H, W) bool}], masks
-    disjoint. Target masks are full-size. Random points are the same for the same image (generator of seed 0).
+    disjoint; with num_things "panoptic" (H, W) and "segments_info" too, as of `panoptic`.
+    Target masks are full-size. Random points are the same for the same image (generator of seed 0).
     Source: adaptis:nfl, adaptis:greedy-aggregation, adaptis:proposal-branch.
     """
 
     def __init__(
         self,
         num_classes: int = 1,
-        stuff: int = 1,
+        num_things: int | None = None,
         backbone: str = "unet",
         backbone_options: Mapping[str, Any] | None = None,
         head: Mapping[str, Any] | None = None,
@@ -345,15 +273,20 @@ class AdaptIS(nn.Module):
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {known}, not {value!r}")
+        if num_things is not None and not 0 < num_things < num_classes:
+            raise ValueError(f"num_things is between 1 and num_classes - 1, not {num_things} of {num_classes}")
+        self.whole = num_things is not None  # targets hold all segments, and results are panoptic
+        self.num_things = num_classes if num_things is None else num_things
+        self.stuff = 1 if num_things is None else num_classes - num_things
         options = dict(backbone_options or {})
         self.backbone = UNet(**options) if backbone == "unet" else DeepLab(backbone, **options)
         photographs = backbone != "unet"
         self.divisor = 8 if photographs else 1
         channels, self.stride = self.backbone.out_channels, self.backbone.stride
         self.head = InstanceHead(channels, self.stride, **{"separable": photographs, **(head or {})})
-        self.semantic = dense_head(channels, stuff + num_classes, branch_width, photographs)
+        self.semantic = dense_head(channels, self.stuff + self.num_things, branch_width, photographs)
         self.proposals = dense_head(channels, 1, branch_width, photographs)
-        self.stuff, self.points, self.loss, self.gamma = stuff, points, loss, gamma
+        self.points, self.loss, self.gamma = points, loss, gamma
         self.semantic_weight, self.stage, self.soft_labels = semantic_weight, stage, soft_labels
         self.propose, self.candidates, self.proposal_threshold = propose, candidates, proposal_threshold
         self.threshold, self.overlap, self.limit, self.flip = threshold, overlap, limit, flip
@@ -401,13 +334,15 @@ class AdaptIS(nn.Module):
         """All losses by name; the overall loss is their plain sum."""
         size = (batch.images.shape[-2], batch.images.shape[-1])
         features = self.backbone(batch.images)
-        queries = sample_points(targets, batch.sizes, size, self.points, self.stage == "proposals")
+        things = [{"masks": t["masks"][t["labels"] <= self.num_things]} for t in targets]
+        queries = sample_points(things, batch.sizes, size, self.points, self.stage == "proposals")
         if self.stage == "proposals":
             return {"loss_proposals": self.proposal_loss(features, queries)}
         logits = self.logits(features, queries.image, queries.points)
-        semantic = normalized_focal_softmax_loss(
-            self.enlarge(self.semantic(features)), semantic_targets(targets, batch.sizes, size, self.stuff)
+        classes = semantic_targets(
+            targets, batch.sizes, size, self.num_things, self.stuff, rest=-1 if self.whole else 0
         )
+        semantic = normalized_focal_softmax_loss(self.enlarge(self.semantic(features)), classes)
         return {
             "loss_mask": self.mask_loss(logits, queries.masks).mean(),
             "loss_semantic": self.semantic_weight * semantic.mean(),
@@ -457,39 +392,43 @@ class AdaptIS(nn.Module):
         both = [(x[0] + x[-1].flip(-1)) / 2 if self.flip else x[0] for x in (semantic, proposals)]
         return Seen(self, features, both[0], both[1], size)
 
-    def detect(self, image: Tensor, size: Size, output_size: Size) -> dict[str, Tensor]:
-        """Instances of one image (3, H, W), best first, in pixels of the output size."""
+    def detect(self, image: Tensor, size: Size, output_size: Size) -> dict[str, Any]:
+        """Instances of one image (3, H, W), best first, in pixels of the output size; see `forward`."""
         seen = self.look(image)
         found = seen.aggregate(torch.Generator().manual_seed(0))
         masks = found.masks
         labels, certainty = class_of_mask(seen.semantic[self.stuff :], masks)
         scores = found.scores * certainty
+        semantic = seen.semantic.argmax(dim=0)
         if output_size != size:
-            masks = F.interpolate(masks[:, None].float(), output_size, mode="nearest-exact")[:, 0].bool()
+            masks, semantic = nearest(masks, output_size), nearest(semantic[None], output_size)[0]
         order = scores.argsort(descending=True)
         order = order[masks[order].flatten(1).any(dim=1)]
         boxes = masks_to_boxes(masks[order]) + scores.new_tensor([0, 0, 1, 1])
-        return {"boxes": boxes, "labels": labels[order] + 1, "scores": scores[order], "masks": masks[order]}
+        result = {"boxes": boxes, "labels": labels[order] + 1, "scores": scores[order], "masks": masks[order]}
+        return result | panoptic(result, semantic, self.num_things, self.stuff) if self.whole else result
 
-    def panoptic(self, image: Tensor) -> dict[str, Any]:
-        """Panoptic result of one image (3, H, W): {"panoptic" (H, W) segment ids, 0 void, "segments_info"}.
 
-        category_id is 1..K for things and K + 1..K + S for stuff; a pixel that looks like a thing and is in no instance
-        is void.
-        """
-        seen = self.look(image)
-        found = seen.aggregate(torch.Generator().manual_seed(0))
-        labels, certainty = class_of_mask(seen.semantic[self.stuff :], found.masks)
-        panoptic = found.instances.clone()
-        things = range(1, len(labels) + 1)
-        rows = zip(things, (labels + 1).tolist(), (found.scores * certainty).tolist(), strict=True)
-        info = [{"id": i, "category_id": label, "isthing": True, "score": score} for i, label, score in rows]
-        semantic, num_things = seen.semantic.argmax(dim=0), len(seen.semantic) - self.stuff
-        for s in range(self.stuff):
-            here = (semantic == s) & (panoptic == 0)
-            if here.any():
-                info.append({"id": len(labels) + 1 + s, "category_id": num_things + 1 + s, "isthing": False})
-                panoptic[here] = len(labels) + 1 + s
-        areas = torch.bincount(panoptic.flatten(), minlength=len(labels) + 1 + self.stuff).tolist()
-        info = [{**segment, "area": areas[segment["id"]]} for segment in info if areas[segment["id"]]]
-        return {"panoptic": panoptic, "segments_info": info}
+def nearest(maps: Tensor, size: Size) -> Tensor:
+    """Maps (N, H, W) of whole numbers at another size, each pixel from the nearest."""
+    return F.interpolate(maps[:, None].float(), size, mode="nearest-exact")[:, 0].to(maps.dtype)
+
+
+def panoptic(result: Mapping[str, Tensor], semantic: Tensor, num_things: int, stuff: int) -> dict[str, Any]:
+    """Disjoint instances and a map of classes as one panoptic result: "panoptic" (H, W) segment ids, "segments_info".
+
+    result: masks, labels and scores of instances; semantic (H, W): 0..S - 1 stuff, from S on things. category_id is
+    1..K for things and K + 1..K + S for stuff; a pixel that looks like a thing and is in no instance is void, 0.
+    """
+    ids = torch.zeros_like(semantic)
+    info: list[dict[str, Any]] = []
+    rows = zip(result["masks"], result["labels"].tolist(), result["scores"].tolist(), strict=True)
+    for i, (mask, label, score) in enumerate(rows, start=1):
+        ids[mask] = i
+        info.append({"id": i, "category_id": label, "isthing": True, "score": score, "area": int(mask.sum())})
+    for s in range(stuff):
+        here = (semantic == s) & (ids == 0)
+        if area := int(here.sum()):
+            ids[here] = len(info) + 1
+            info.append({"id": len(info) + 1, "category_id": num_things + 1 + s, "isthing": False, "area": area})
+    return {"panoptic": ids, "segments_info": info}

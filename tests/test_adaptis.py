@@ -1,7 +1,10 @@
 """AdaptIS against loops written straight from the paper, in float64 with gradients, and on inputs that break things."""
 
+import dataclasses
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,10 +36,15 @@ from condinst_edu.adaptis_greedy import (
     mean_confidence,
 )
 from condinst_edu.coordinates import relative_coordconv
+from condinst_edu.engine.checkpoint import load_model
+from condinst_edu.engine.recipe import override_model
+from condinst_edu.engine.train import open_split, train
 from condinst_edu.layers import normalized_focal_loss
 from condinst_edu.layers.deeplab import DeepLab
 from condinst_edu.layers.losses import normalized_focal_softmax_loss
 from condinst_edu.layers.unet import UNet
+from condinst_edu.recipes import get_recipe
+from condinst_edu.teach.tiny import train_proposals
 
 
 def tiny(**options: Any) -> AdaptIS:
@@ -243,16 +251,17 @@ def test_points_of_images_of_several_sizes_and_without_objects() -> None:
 
 
 def test_semantic_targets() -> None:
-    masks = torch.zeros(2, 4, 5, dtype=torch.bool)
+    masks = torch.zeros(3, 4, 5, dtype=torch.bool)
     masks[0, :3] = True
     masks[1, 1, 1:4] = True
-    labels = semantic_targets([{"masks": masks, "labels": torch.tensor([2, 1])}], [(4, 5)], (5, 6), stuff=3)[0]
-    assert labels[:4, :5].tolist() == [[4] * 5, [4, 3, 3, 3, 4], [4] * 5, [0] * 5]
+    masks[2, 3, 0] = True
+    target = {"masks": masks, "labels": torch.tensor([2, 1, 4])}  # things 1 and 2, stuff 3, 4 and 5
+    labels = semantic_targets([target], [(4, 5)], (5, 6), num_things=2, stuff=3)[0]
+    assert labels[:4, :5].tolist() == [[4] * 5, [4, 3, 3, 3, 4], [4] * 5, [1, 0, 0, 0, 0]]
     assert (labels[4] == -1).all()
     assert (labels[:, 5] == -1).all()
-    given = torch.arange(20).view(4, 5) % 5 - 1
-    target = {"masks": masks, "labels": torch.tensor([2, 1]), "semantic": given}
-    assert torch.equal(semantic_targets([target], [(4, 5)], (4, 5), stuff=3)[0], given)
+    void = semantic_targets([target], [(4, 5)], (4, 5), num_things=2, stuff=3, rest=-1)[0]
+    assert void[3].tolist() == [1, -1, -1, -1, -1]
 
 
 def test_proposal_labels() -> None:
@@ -276,7 +285,7 @@ def test_mask_iou() -> None:
 @pytest.mark.parametrize("loss", ["nfl", "focal", "bce"])
 def test_training(loss: str) -> None:
     """Every trained parameter has a gradient, the proposal branch has none; images of several sizes, one empty."""
-    model = tiny(num_classes=3, stuff=2, loss=loss).train()
+    model = tiny(num_classes=5, num_things=3, loss=loss).train()
     sizes = [(33, 41), (40, 29), (25, 30)]
     images = [torch.rand(3, *size, generator=seeded(k)) for k, size in enumerate(sizes)]
     targets = [random_targets(4, sizes[0], seeded(0)), random_targets(9, sizes[1], seeded(1)), empty_target(sizes[2])]
@@ -568,14 +577,22 @@ def test_mirrored_images_give_mirrored_probabilities() -> None:
 
 
 def test_panoptic() -> None:
-    model = tiny(num_classes=2, stuff=2, threshold=0.1).eval()
+    """Every pixel belongs to the segment that its id names; in any size; things 1 to K, stuff after them."""
+    model = tiny(num_classes=4, num_things=2, threshold=0.1).eval()
     shift_biases(model, masks=5)
-    result = model.panoptic(torch.rand(3, 37, 50, generator=seeded(0)))
-    ids = {segment["id"] for segment in result["segments_info"]}
-    assert ids == set(result["panoptic"].unique().tolist()) - {0}
-    for segment in result["segments_info"]:
-        assert segment["area"] == (result["panoptic"] == segment["id"]).sum()
-        assert segment["category_id"] in ((1, 2) if segment["isthing"] else (3, 4))
+    image = torch.rand(3, 37, 50, generator=seeded(0))
+    for size in ((37, 50), (50, 37)):
+        result = model([image], output_sizes=[size])[0]
+        assert result["panoptic"].shape == size
+        ids = {segment["id"] for segment in result["segments_info"]}
+        assert ids == set(result["panoptic"].unique().tolist()) - {0}
+        for segment in result["segments_info"]:
+            assert segment["area"] == (result["panoptic"] == segment["id"]).sum()
+            assert segment["category_id"] in ((1, 2) if segment["isthing"] else (3, 4))
+        for k, mask in enumerate(result["masks"], start=1):
+            assert torch.equal(result["panoptic"] == k, mask)
+    with pytest.raises(ValueError, match="num_things is between 1 and"):
+        tiny(num_classes=2, num_things=2)
 
 
 def test_the_backbone_runs_once_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -600,3 +617,27 @@ def test_deeplab() -> None:
     with torch.no_grad():
         assert net(torch.randn(1, 3, 40, 64)).shape == (1, 16, 10, 16)
         assert net.coarse(net.fine(net.stem(torch.randn(1, 3, 40, 64)))).shape[2:] == (5, 8)
+
+
+# ------------------------------------------------------------------------------------------------------------- engine
+
+
+def test_training_on_drawn_images_and_then_the_proposals(tmp_path: Path) -> None:
+    """Two iterations by the engine, from a recipe without any file; then the branch, which changes nothing else."""
+    recipe = override_model(
+        get_recipe("bacteria-adaptis"),
+        ("backbone_options.width=4", "backbone_options.depth=1", "branch_width=4", "points=2", "limit=2"),
+    )
+    recipe = dataclasses.replace(recipe, iterations=2, batch_size=2)
+    first = train(recipe, tmp_path / "first", show_progress=False).state_dict()
+    path = train_proposals(recipe, tmp_path / "first" / "model.safetensors", 2, tmp_path / "second")
+    both = load_model(path)
+    assert both.class_names == ["cell"]
+    assert both.recipe["model_args"] == json.loads(json.dumps(recipe.model_args))
+    for name, value in both.model.state_dict().items():
+        trained = name.startswith("proposals") and not name.endswith("num_batches_tracked")
+        assert torch.equal(value, first[name]) != trained or "num_batches" in name, name
+    image, _ = open_split(recipe, "val")[0]
+    assert set(both.model([image / 255])[0]) == {"boxes", "labels", "scores", "masks"}
+    again = train(recipe, tmp_path / "again", show_progress=False).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())  # images, points and all

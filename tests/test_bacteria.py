@@ -29,7 +29,7 @@ from condinst_edu.engine.evaluate import coco_ap, encode_results, mask_ap_at
 from condinst_edu.errors import UserError
 
 GOLDEN = Path(os.environ.get("CONDINST_GOLDEN", ROOT.parent / "shared" / "golden")) / "adaptis"
-WIDE = dataclasses.replace(paper_config(), size=(70, 110), cells=(3, 9))
+WIDE = dataclasses.replace(paper_config(), size=(70, 110), cells=(3, 9), margin=14.0)
 
 
 def test_same_seed_and_index_give_the_same_picture() -> None:
@@ -137,7 +137,7 @@ def test_statistics_of_the_authors_images(name: str, cells: int) -> None:
         pytest.skip(f"{path} is not there (set CONDINST_GOLDEN)")
     theirs = json.loads(path.read_text())[name]
     base = dataclasses.replace(paper_config(), effects=0.0) if name.startswith("v1") else second_config()
-    config = dataclasses.replace(base, size=(256, 256), cells=(cells, cells))
+    config = dataclasses.replace(base, size=(256, 256), cells=(cells, cells), margin=14.0)
     ours = statistics(generate(0, config=config))
     low, middle, high = theirs["visible_area"][2:5]
     assert ours["visible_area"] == pytest.approx([low, middle, high], rel=0.21)

@@ -12,17 +12,15 @@ import torch
 from rich.progress import Progress
 from torchvision.models import detection
 
-from condinst_edu import (
-    bench,
-    bench_evaluation,
-    bench_instances,
-    bench_loader,
-    bench_mask_head,
-    bench_panoptic,
-    bench_targets,
-)
+from condinst_edu import bench
 from condinst_edu.bench import Bench, PeakMemory, Variant
-from condinst_edu.bench_mask_head import Scene
+from condinst_edu.bench import evaluation as bench_evaluation
+from condinst_edu.bench import instances as bench_instances
+from condinst_edu.bench import loader as bench_loader
+from condinst_edu.bench import mask_head as bench_mask_head
+from condinst_edu.bench import panoptic as bench_panoptic
+from condinst_edu.bench import targets as bench_targets
+from condinst_edu.bench.mask_head import Scene
 from condinst_edu.condinst import CondInst
 from condinst_edu.datasets.coco import CocoDataset
 from condinst_edu.datasets.transforms import TrainTransform, to_float

@@ -8,7 +8,7 @@ from helpers import same
 
 from condinst_edu import bench
 from condinst_edu.bench import Bench
-from condinst_edu.bench_inference import CANDIDATES, bench_inference, check_count, diamond, threshold_for
+from condinst_edu.bench.inference import CANDIDATES, bench_inference, check_count, diamond, threshold_for
 from condinst_edu.coordinates import relative_coordinates
 from condinst_edu.errors import UserError
 from condinst_edu.mask_head import DynamicMaskHead
@@ -45,7 +45,7 @@ def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     def small(runs: int, progress: Any, size: tuple[int, int]) -> Any:
         return bench_inference(runs, progress, size, short_side=96, count=2)
 
-    monkeypatch.setattr("condinst_edu.bench_inference.bench_inference", small)
+    monkeypatch.setattr("condinst_edu.bench.inference.bench_inference", small)
     bench.run_bench(Bench("inference", runs=1, size=(48, 64)))
     assert "CondInst takes" in capsys.readouterr().out
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from condinst_edu import bench, bench_training
+from condinst_edu import bench
 from condinst_edu.bench import Bench
+from condinst_edu.bench import training as bench_training
 from condinst_edu.condinst import CondInst
 from condinst_edu.errors import UserError
 from condinst_edu.mask_rcnn import MaskRCNN

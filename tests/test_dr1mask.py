@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from helpers import TINY, check_gradients, empty_target, enliven, random_targets, same, seeded
 from torch import Tensor, nn
 
-from condinst_edu import bench, bench_dr1conv
-from condinst_edu.bench_dr1conv import dynamic_convolution
+from condinst_edu import bench
+from condinst_edu.bench import dr1conv as bench_dr1conv
+from condinst_edu.bench.dr1conv import dynamic_convolution
 from condinst_edu.blendmask import crop_bases, crop_masks
 from condinst_edu.dr1mask import (
     ContextLayer,

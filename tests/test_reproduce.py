@@ -11,9 +11,11 @@ from test_engine import SAMPLE
 
 from condinst_edu.cli import run
 from condinst_edu.engine.recipe import build_model, override_model
-from condinst_edu.papers import ITEMS, TABLES
+from condinst_edu.papers import ITEMS, TABLES, reproduce_toy
 from condinst_edu.papers import reproduce as miniature
 from condinst_edu.papers.reproduce import DEFAULT, MINIATURES, STATS, Settings, base_recipe, reproduce
+from condinst_edu.papers.reproduce_toy import TOY_TABLES
+from condinst_edu.recipes import get_recipe
 
 SMALL = (
     "backbone_options.widths=(4, 4, 8, 8, 8)",
@@ -120,3 +122,44 @@ def test_bad_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, ["reproduce", "condinst:table-5", "--set", "colour=red"], "condinst has no argument 'colour'")
     (tmp_path / "file").write_text("")
     fails(capsys, ["reproduce", "condinst:table-5", "--out", str(tmp_path / "file" / "x")], "cannot write")
+
+
+TOY = ("backbone_options.width=4", "backbone_options.depth=1", "branch_width=4", "points=2", "limit=2")
+
+
+def test_toy_rows_build_and_follow_the_paper() -> None:
+    """Every row is a model that can be built; Table 7's first four say what the paper's say."""
+    recipe = override_model(get_recipe(reproduce_toy.RECIPE), TOY)
+    for rows in TOY_TABLES.values():
+        for _, settings in rows:
+            row = override_model(recipe, settings)
+            build_model(row.model, 1, row.model_args)
+    names = {"NFL": "nfl", "FL": "focal", "BCE": "bce"}
+    for i, settings in TOY_TABLES["adaptis:table-7"][:4]:
+        printed = TABLES["adaptis:table-7"].row(i or 0)
+        args = override_model(recipe, settings).model_args
+        assert args.get("loss", "nfl") == names[str(printed["loss"])]
+        assert args.get("head", {}).get("coordinates", True) == printed["relative CoordConv"]
+
+
+def test_toy_table_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = reproduce_toy.reproduce_toy("adaptis table-1", tmp_path, iterations=2, extra=TOY, images=2)
+    assert json.loads((tmp_path / "adaptis-table-1.json").read_text()) == json.loads(json.dumps(result))
+    assert set(result["rows"][0]["ours"]) == {"AP@0.5", "AP@0.7", "AP@0.8", "AP@0.9"}
+    printed = capsys.readouterr().out
+    for figure in ("74.6", "5.8", "99.6", "97.5"):
+        assert figure in printed
+    assert "2 test images" in printed
+
+
+def test_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(reproduce_toy, "choose_threads", lambda recipe: 4.0)
+    recipe = get_recipe(reproduce_toy.RECIPE)
+    seconds = 600 - reproduce_toy.SCORING_SECONDS
+    assert seconds * 4 - 20 <= reproduce_toy.iterations_within(recipe, 600, 1) <= seconds * 4
+    for table, time, sentence in (
+        ("adaptis:table-7", "2m", "too few for 6 models"),
+        ("adaptis:table-1", "soon", "written as 90s, 10m or 1.5h"),
+        ("condinst:table-5", "10m", "--budget is for adaptis"),
+    ):
+        fails(capsys, ["reproduce", table, "--budget", time, "--out", str(tmp_path)], sentence)

@@ -238,3 +238,34 @@ def test_image_without_objects() -> None:
     shapes = {k: tuple(v.shape) for k, v in target.items() if isinstance(v, Tensor)}
     size = (-((2 - image.shape[1]) // 4), -((2 - image.shape[2]) // 4))
     assert shapes == {"boxes": (0, 4), "labels": (0,), "masks": (0, *size), "iscrowd": (0,), "centers": (0, 2)}
+
+
+def test_random_crop() -> None:
+    """Image, masks and boxes are cut alike; the place depends on the seed; objects that lose all their pixels go."""
+    masks = torch.zeros(3, 40, 60, dtype=torch.bool)
+    masks[0, :, :] = True
+    masks[1, 5:9, 50:58] = True
+    masks[2, 30:38, 2:6] = True
+    target = {
+        "boxes": torch.tensor([[0.0, 0, 60, 40], [50, 5, 58, 9], [2, 30, 6, 38]]),
+        "labels": torch.tensor([1, 2, 3]),
+        "masks": masks,
+        "iscrowd": torch.zeros(3, dtype=torch.bool),
+        "image_id": 7,
+    }
+    image = torch.arange(40 * 60).reshape(1, 40, 60).expand(3, -1, -1).remainder(251).byte()
+    transform = TrainTransform(flip=0.0, crop=(16, 100))
+    places = set()
+    for seed in range(12):
+        part, found = transform(image, dict(target), seed)
+        assert part.shape == (3, 16, 60)
+        top = next(t for t in range(25) if torch.equal(image[:, t : t + 16], part))
+        places.add(top)
+        kept = [k for k in range(3) if masks[k, top : top + 16].any()]
+        assert found["labels"].tolist() == [k + 1 for k in kept]
+        assert torch.equal(found["masks"], masks[kept, top : top + 16])
+        for box, mask in zip(found["boxes"].tolist(), found["masks"], strict=True):
+            y, x = mask.nonzero(as_tuple=True)
+            assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+    assert len(places) > 3
+    assert torch.equal(transform(image, dict(target), 5)[0], transform(image, dict(target), 5)[0])

@@ -49,7 +49,7 @@ class BacteriaConfig:
     cells: tuple[int, int] = (8, 22)
     length: tuple[float, float] = (18.0, 37.0)
     width: tuple[float, float] = (7.5, 10.5)
-    margin: float = 14.0
+    margin: float = 24.0
     bend: float = 0.0
     blobs: float = 0.0
     blobs_width: tuple[float, float] = (10.0, 18.0)
@@ -80,6 +80,7 @@ def second_config() -> BacteriaConfig:
     return BacteriaConfig(
         size=(128, 128),
         cells=(12, 52),
+        margin=17.0,
         length=(17.0, 55.0),
         width=(6.5, 9.5),
         bend=2.2,

@@ -138,7 +138,8 @@ class TrainTransform:
 
     short_sides: pixels, one is drawn per visit, none keeps the stored size; max_size: of the long side, pixels; flip,
     vflip: probabilities; mask_stride: pixels between two cells of the masks, None keeps full-size masks;
-    semantic_stride: the same of a map of labels, the smallest object on top, None makes none.
+    semantic_stride: the same of a map of labels, the smallest object on top, None makes none; crop: (height, width) of
+    a random part of it, at most, which goes with full-size masks.
     """
 
     short_sides: tuple[int, ...] = ()
@@ -147,6 +148,7 @@ class TrainTransform:
     vflip: float = 0.0
     mask_stride: int | None = None
     semantic_stride: int | None = None
+    crop: tuple[int, int] | None = None
 
     def __call__(self, image: Tensor, target: Target, seed: int) -> tuple[Tensor, Target]:
         """Image (3, H, W) uint8 and target -> image uint8 and target without crowds and empty objects.
@@ -184,7 +186,21 @@ class TrainTransform:
             target["semantic"] = semantic
         if self.mask_stride is None:
             del target["centers"]  # full-size masks tell
+            if self.crop is not None:
+                return random_crop(image, target, self.crop, generator)
         return image, target
+
+
+def random_crop(image: Tensor, target: Target, crop: Size, generator: torch.Generator) -> tuple[Tensor, Target]:
+    """A part of image (3, H, W) and full-size masks, as large as `crop` where they are; objects that lose all go."""
+    height, width = (min(side, most) for side, most in zip(image.shape[1:], crop, strict=True))
+    share_y, share_x = torch.rand(2, generator=generator).tolist()
+    top, left = int(share_y * (image.shape[1] - height + 1)), int(share_x * (image.shape[2] - width + 1))
+    part = (slice(None), slice(top, top + height), slice(left, left + width))
+    masks = target["masks"][part]
+    boxes = clip_boxes_to_image(target["boxes"] - torch.tensor([left, top, left, top]), (height, width))
+    keep = masks.flatten(1).any(dim=1) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return image[part], select({**target, "masks": masks, "boxes": boxes}, keep)
 
 
 def draw_masks(masks: Tensor, place: Placement, stride: int | None) -> Drawn:

@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from condinst_edu.adaptis import AdaptIS
 from condinst_edu.datasets.batching import build_eval_loader, eval_image
 from condinst_edu.datasets.coco import read_image
 from condinst_edu.datasets.coco_panoptic import PanopticDataset, PanopticWriter
@@ -119,7 +120,7 @@ def predict_panoptic(trained: Trained, images: Sequence[Path], names: Sequence[s
 
 def require_panoptic(model: nn.Module) -> int:
     """The number of classes of things of a panoptic model; UserError for another one."""
-    if not isinstance(model, PanopticModel | UnifiedPanopticModel):
+    if not (isinstance(model, PanopticModel | UnifiedPanopticModel) or (isinstance(model, AdaptIS) and model.whole)):
         raise UserError("this model finds instances alone: --panoptic needs one that was trained on panoptic data")
     return model.num_things
 

@@ -100,6 +100,8 @@ class Recipe:
     """Longest long side in pixels."""
     test_max_size: int | None = None
     """The same in evaluation, where it is another one."""
+    crop: tuple[int, int] | None = None
+    """Height and width of a random part of a training image, for models that learn from full-size masks."""
     flip: float = 0.5
     """Probability of mirroring a training image left to right."""
     vertical_flip: float = 0.0

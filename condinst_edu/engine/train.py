@@ -219,7 +219,8 @@ def train_batches(
     Where the model draws masks, they are sampled at its mask stride; labels for a semantic task at the stride of that.
     """
     strides = (getattr(model, "mask_stride", None), getattr(model, "semantic_stride", None))
-    transform = TrainTransform(recipe.short_sides, recipe.max_size, recipe.flip, recipe.vertical_flip, *strides)
+    flips = (recipe.flip, recipe.vertical_flip)
+    transform = TrainTransform(recipe.short_sides, recipe.max_size, *flips, *strides, recipe.crop)
     order = (recipe.batch_size, start, iterations, recipe.seed)
     batches = build_train_loader(dataset, transform, *order, recipe.workers, rank(), world(), device=device)
     batches.loader.worker_init_fn = bind_worker

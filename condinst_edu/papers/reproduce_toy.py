@@ -22,7 +22,7 @@ from torch import nn
 
 from condinst_edu import papers
 from condinst_edu.datasets.coco import CocoDataset
-from condinst_edu.engine.evaluate import detect_all, mask_ap_at
+from condinst_edu.engine.evaluate import Result, detect_all, mask_ap_at
 from condinst_edu.engine.recipe import Recipe, override_model
 from condinst_edu.engine.threads import choose_threads
 from condinst_edu.engine.train import open_split, train
@@ -56,7 +56,11 @@ def score_toy(model: nn.Module, dataset: CocoDataset, device: str = "cpu", progr
 
     Source: adaptis:table-1.
     """
-    results = detect_all(model, dataset, device=device, progress=progress)
+    return toy_ap(dataset, detect_all(model, dataset, device=device, progress=progress))
+
+
+def toy_ap(dataset: CocoDataset, results: Sequence[Result]) -> dict[str, float]:
+    """`score_toy` of results that are there already."""
     found = mask_ap_at(dataset, results, THRESHOLDS)
     return {f"AP@{threshold}": round(100 * value, 2) for threshold, value in found.items()}
 

@@ -16,7 +16,7 @@ function render({ model, el }) {
   const zoom = Math.max(1, Math.round(384 / Math.max(width, height)));
   const root = add(el, "div", { class: "click-to-segment" });
   const left = add(root, "div");
-  const label = add(left, "label");
+  const label = add(left, "label", model.get("levels").length ? {} : { hidden: "" });
   label.append("level ");
   const select = add(label, "select");
   for (const level of [0, ...model.get("levels")]) {

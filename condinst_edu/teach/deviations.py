@@ -19,7 +19,10 @@ from condinst_edu.teach.variants import lesson_01 as l1
 from condinst_edu.teach.variants import lesson_02 as l2
 from condinst_edu.teach.variants import lesson_03 as l3
 from condinst_edu.teach.variants import lesson_04 as l4
+from condinst_edu.teach.variants import lesson_05 as l5
 from condinst_edu.teach.variants import lesson_06 as l6
+from condinst_edu.teach.variants import lesson_07 as l7
+from condinst_edu.teach.variants import lesson_08 as l8
 from condinst_edu.teach.variants import lesson_10 as l10
 
 
@@ -251,11 +254,10 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         l6.dr1conv_without_a: "without A: only the outputs are scaled",
         l6.dr1conv_without_b: "without B: only the inputs are scaled",
     },
-    "condinst_edu.teach.references.factored_maps": {
-        l6.factored_transposed: "U and V swapped: the maps are mirrored at their diagonal",
-        l6.factored_without_factors: "without s: all instances get the same maps",
-        l6.factored_factors_twice: "s on both sides: it is squared, and its sign is lost",
-        l6.factored_first_base: "U and V of the first base for all: the bases' maps differ in s alone",
+    "condinst_edu.layers.unified.mean_embeddings": {
+        l6.embeddings_summed: "the sum, not the mean: objects with many locations get the larger logits",
+        l6.embeddings_over_all: "divided by all locations of the image: every column is too small, and small ones most",
+        l6.embeddings_of_the_last: "the last location's embedding: the others of the object do not learn",
     },
     "condinst_edu.layers.upsample.upsample_to": {
         l6.upsample_to_official: (
@@ -268,6 +270,80 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
             "stretched to the finer map's size: at odd sizes the factor is not 2, and the error grows along the map"
         ),
         l6.upsample_to_cut_at_the_start: "cut at the left and at the top: what is surplus lies on the right and below",
+    },
+    "condinst_edu.blendmask.merge_bases": {
+        l5.merge_without_softmax: (
+            "no softmax: weights of any size and sign, and attention of the same value everywhere is no longer a mean"
+        ),
+        l5.merge_softmax_first: (
+            "softmax before the resizing: the weights still sum to 1, but where two bases meet they change more gently"
+        ),
+        l5.merge_softmax_over_cells: (
+            "softmax over the cells instead of over the bases: the weights shrink with the number of cells"
+        ),
+        l5.merge_nearest: "nearest neighbours: the attention keeps its coarse steps, along which the mask gets seams",
+        l5.merge_mean: "the mean over the bases: the weights sum to 1 already, and logits come out K times too small",
+        l5.merge_vector: (
+            "attention averaged to one cell, YOLACT's vector: it cannot treat one part of the box unlike another"
+        ),
+    },
+    "condinst_edu.blendmask.crop_bases": {
+        l5.crop_not_aligned: (
+            "no half cell off: cell 0 has its middle at half a stride, so the crop lies half a stride right and below"
+        ),
+        l5.crop_at_corners: (
+            "from edge to edge: a cell's sample belongs into its middle, and masks come out a little too small"
+        ),
+        l5.crop_rounded: "boxes rounded to whole cells, as RoIPool does: masks are off by up to half a stride",
+        l5.crop_swapped: "x and y swapped: right for square boxes on the diagonal only",
+        l5.crop_in_pixels: "boxes not divided by the stride: the crop reads beyond the map",
+    },
+    "condinst_edu.blendmask.paste_masks": {
+        l5.paste_from_corner: "read at the pixels' corners: all masks move half a pixel right and down",
+        l5.paste_rounded: "boxes rounded to whole pixels first: small masks lose or gain a row",
+        l5.paste_clamped: (
+            "the outermost cells drawn out to the edge of the box: beyond their middles, scores fade to 0"
+        ),
+        l5.paste_nearest: "nearest neighbours: each cell becomes a block of pixels",
+        l5.paste_transposed: "rows and columns of the mask swapped: mirrored at the diagonal of the box",
+    },
+    "condinst_edu.teach.references.factored_attention": {
+        l5.factored_transposed: "V and U swapped: every attention map comes out transposed",
+        l5.factored_without_factors: "without the factors: all instances get the same attention",
+        l5.factored_one_map: "one map for all bases: each base has its own U_k, V_k and factors",
+    },
+    "condinst_edu.teach.references.adain": {
+        l7.adain_of_the_batch: "statistics of the whole batch (batch norm): one instance's maps change another's",
+        l7.adain_over_channels: "statistics over the channels too (layer norm): strong channels drown the others",
+        l7.adain_one_on_the_shift: (
+            "1 added to the shift, as in the official PyTorch branch: it was meant for the scale"
+        ),
+        l7.adain_not_normalised: "no normalisation: a map's own mean and contrast stay, beside the vector's",
+        l7.adain_by_variance: "divided by the variance, not by its square root",
+        l7.adain_unbiased: "the variance of a sample (pixels - 1): small maps come out smaller",
+    },
+    "condinst_edu.coordinates.relative_coordconv": {
+        l7.coordconv_flipped: "point - pixel instead of pixel - point: masks grow to the wrong side",
+        l7.coordconv_swapped: "the y map before the x map: filters read one for the other",
+        l7.coordconv_not_clipped: "not clipped to [-1, 1]: numbers far from the point that training never saw",
+        l7.coordconv_to_the_middle: (
+            "the middle of the map in place of the point: absolute coordinates, the same for all points"
+        ),
+        l7.coordconv_in_cells: "cells counted, not pixels: too small by the stride",
+        l7.coordconv_half_a_stride: "cells at stride * j + stride // 2, as CondInst has them: AdaptIS counts from 0",
+    },
+    "condinst_edu.layers.losses.normalized_focal_loss": {
+        l7.nfl_not_normalised: "not divided by P: the plain focal loss, whose gradient fades as masks get better",
+        l7.nfl_as_a_mean: "divided by the number of pixels, not by P: the focal loss again, as a mean",
+        l7.nfl_of_the_batch: "one P for all masks: a bad mask takes the weight from the others",
+        l7.nfl_is_bce: "all weights 1: the mean cross-entropy, which easy pixels dominate",
+    },
+    "condinst_edu.teach.references.greedy": {
+        l7.greedy_by_iou: "IoU with each kept mask, as NMS has it: a small mask within a large one is kept",
+        l7.greedy_mask_by_mask: "compared with each kept mask alone: one that several cover together is kept",
+        l7.greedy_first_come: "a pixel stays with the first mask that took it: in the end the most confident gets it",
+        l7.greedy_keeps_all: "no test of the overlap: every object is found as often as it is asked for",
+        l7.greedy_without_overlap: "no overlap allowed at all: touching objects lose each other",
     },
     "condinst_edu.datasets.batching.batch_indices": {
         l10.share_of_nobody: "the same images in every process: all of them do the work of one",
@@ -302,6 +378,42 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
             "scaled by the root of the batch, as is often done with Adam: for SGD the rate goes with the batch itself"
         ),
     },
+    "condinst_edu.coordinates.coordconv": {
+        l8.coordconv_missing: "all coordinates 0: the mask branch is no longer told where a cell is",
+        l8.coordconv_swapped: "the y map before the x map: filters read one for the other",
+        l8.coordconv_from_corner: "within [0, 1] instead of [-1, 1]: the origin is in the corner, not in the middle",
+        l8.coordconv_edge_to_edge: (
+            "-1 and 1 at the edges of the map, not at its outermost cells: off by a share of a cell"
+        ),
+    },
+    "condinst_edu.solo.claimed_cells": {
+        l8.cells_swapped: "rows and columns swapped: each grid transposed, objects go to cells they are not in",
+        l8.cells_of_the_centre: "the centre's cell alone: fewer positive cells, and each object hangs on one",
+        l8.cells_of_the_box: "around the middle of the box: it is around `centers`, the mass centres",
+        l8.cells_without_limit: "the whole centre region: at most one cell on each side of the centre's counts",
+        l8.cells_of_height_and_width: "size read as (width, height): cells of an image that is not square are wrong",
+    },
+    "condinst_edu.solo.points_nms": {
+        l8.points_of_all_neighbours: "all eight neighbours: here it is those above, on the left and above left",
+        l8.points_of_the_other_side: "those below and on the right: here it is those above and on the left",
+        l8.points_across_classes: "classes suppress each other: two objects of different classes share a corner",
+        l8.points_above_and_left: "without the neighbour above left: two cells on a diagonal both survive",
+    },
+    "condinst_edu.solo.matrix_nms": {
+        l8.matrix_without_compensation: (
+            "not divided by f(c_i): what is itself a repetition lowers others as if it were an object"
+        ),
+        l8.matrix_across_classes: "classes suppress each other: a rider removes the horse",
+        l8.matrix_of_products: "the product of all decays, not the smallest: many small overlaps remove a good mask",
+        l8.matrix_by_the_worse: "worse masks lower better ones: the best of a heap loses most",
+        l8.matrix_not_squared: "the IoU not squared in the exponent: small overlaps cost far too much",
+    },
+    "condinst_edu.teach.references.decoupled_masks": {
+        l8.decoupled_swapped: "i and j swapped: k // S is the row, k % S the column",
+        l8.decoupled_sum: "logits added: the product of two probabilities is smaller than the probability of a sum",
+        l8.decoupled_logits: "logits multiplied: two cells that are surely outside, both negative, become inside",
+        l8.decoupled_smaller: "the smaller of the two in place of the product",
+    },
 }
 
 # Rows of papers that a deviation stands for.
@@ -311,6 +423,8 @@ _ROWS = {
     "dr1conv-without-a": "dr1mask:table-1",
     "dr1conv-without-b": "dr1mask:table-1",
     "upsample-to-stretched": "dr1mask:table-5",
+    "nfl-not-normalised": "adaptis:table-7",
+    "nfl-is-bce": "adaptis:table-7",
 }
 
 

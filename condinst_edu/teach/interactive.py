@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from condinst_edu import fcos
+from condinst_edu.adaptis import AdaptIS
 from condinst_edu.condinst import CondInst
 from condinst_edu.coordinates import absolute_coordinates, relative_coordinates
 from condinst_edu.fcos import Assignment, Outputs, Points
 from condinst_edu.layers.images import Size, make_batch
 from condinst_edu.layers.upsample import resize_masks
 from condinst_edu.mask_head import DynamicMaskHead, split_parameters
+from condinst_edu.teach.point_segment import PointSegment, look_adaptis
 from condinst_edu.teach.xray import evaluating
 
 # ------------------------------------------------------------------------------------------------- masks of locations
@@ -129,14 +131,18 @@ class Look:
         return coordinates, features, activations, logits[0], mask
 
 
-def look(model: nn.Module, image: Tensor) -> Look:
-    """Run a CondInst once on an image (3, H, W) in [0, 1]; what it returns answers `segment_at` many times.
+def look(model: nn.Module, image: Tensor) -> Any:
+    """Run a model once on an image (3, H, W) in [0, 1]; what it returns answers `segment_at` many times.
+
+    A CondInst gives a `Look`, an AdaptIS a `PointLook`.
 
     The model's training mode is left as it was. Errors: TypeError for another model.
     """
     if isinstance(model, CondInst):
         return _look_condinst(model, image)
-    raise TypeError(f"segment_at knows CondInst, not {type(model).__name__}")
+    if isinstance(model, AdaptIS):
+        return look_adaptis(model, image)
+    raise TypeError(f"segment_at knows CondInst and AdaptIS, not {type(model).__name__}")
 
 
 def _look_condinst(model: CondInst, image: Tensor) -> Look:
@@ -151,8 +157,10 @@ def _look_condinst(model: CondInst, image: Tensor) -> Look:
     return Look(model, image, points, outputs, features, best.sqrt(), label + 1)
 
 
-def segment_at(model: nn.Module, image: Tensor, x: float, y: float, level: int | None = None) -> Segment:
+def segment_at(model: nn.Module, image: Tensor, x: float, y: float, level: int | None = None) -> Any:
     """The mask that the model's location nearest to pixel (x, y) draws, with everything on the way.
+
+    A CondInst gives a `Segment`; an AdaptIS, for which the pixel itself is the point, a `PointSegment`.
 
     image (3, H, W) in [0, 1]; level: of the pyramid (3 for P3), or None for that whose nearest location has the highest
     score. Errors: ValueError for a pixel off the image or a level without locations, TypeError for an unknown model.
@@ -201,10 +209,12 @@ def layer_by_layer(head: DynamicMaskHead, features: Tensor, theta: Tensor, coord
     return activations
 
 
-def describe(segment: Segment, class_names: Sequence[str] = ()) -> str:
+def describe(segment: Segment | PointSegment, class_names: Sequence[str] = ()) -> str:
     """One line: "P3, stride 8, location (44, 60), square 0.93, mask 612 pixels"; class_names: of labels 1, 2, ..."""
     x, y = segment.location
     name = class_names[segment.label - 1] if segment.label <= len(class_names) else f"class {segment.label}"
+    if isinstance(segment, PointSegment):
+        return f"point ({x:g}, {y:g}), {name} {segment.score:.2f}, mask {int(segment.mask.sum())} pixels"
     where = f"P{segment.level}, stride {segment.stride}, location ({x:g}, {y:g})"
     return f"{where}, {name} {segment.score:.2f}, mask {int(segment.mask.sum())} pixels"
 

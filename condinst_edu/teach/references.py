@@ -7,9 +7,11 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
+from condinst_edu.adaptis_greedy import aggregate
 from condinst_edu.engine.recipe import Recipe
 from condinst_edu.engine.schedule import rate_factor
 
@@ -41,12 +43,37 @@ def fold_coordinates(weight: Tensor, bias: Tensor, centers: Tensor, scales: Tens
     return folded, bias - (folded @ centers[:, :, None]).squeeze(-1)
 
 
-def factored_maps(u: Tensor, v: Tensor, factors: Tensor) -> Tensor:
-    """Attention maps U_k^T diag(s_k) V_k of N instances: u, v (K, r, R), factors s (N, K, r) -> (N, K, R, R).
+def factored_attention(u: Tensor, v: Tensor, factors: Tensor) -> Tensor:
+    """Attention maps Q_k = U_k^T diag(s_k) V_k of DR1Mask's factored attention.
 
-    In the library it is `FactoredAttention.maps`, where U and V are parameters. Source: dr1mask:eq-8.
+    u, v (K, r, a), shared by all instances; factors s (N, K, r). Returns (N, K, a, a). Source: dr1mask:eq-8.
     """
     return (u * factors[..., None]).mT @ v
+
+
+def adain(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
+    """Adaptive instance normalisation with its scale and shift given: `AdaIN` makes these from a vector.
+
+    x (N, C, H, W); scale, shift (N, C). Returns (N, C, H, W). Source: adaptis:adain.
+    """
+    return F.instance_norm(x, eps=eps) * scale[:, :, None, None] + shift[:, :, None, None]
+
+
+def greedy(probabilities: Tensor, threshold: float = 0.4, overlap: float = 0.5) -> Tensor:
+    """`aggregate` for masks that are there already: probabilities (N, H, W), taken in this order.
+
+    Returns (H, W) int64, 0 for none, k for the k-th of those that are kept. Source: adaptis:greedy-aggregation.
+    """
+    order = iter(range(len(probabilities)))
+
+    def propose(unknown: Tensor) -> Tensor:
+        return torch.tensor([[float(k), 0.0] for k in itertools.islice(order, 1)]).reshape(-1, 2)
+
+    def draw(points: Tensor) -> Tensor:
+        return probabilities[points[:, 0].long()]
+
+    start = torch.zeros(probabilities.shape[1:], dtype=torch.bool)
+    return aggregate(draw, propose, start, threshold, overlap).instances
 
 
 def share_normalisers(counts: Tensor, least: float) -> Tensor:
@@ -70,3 +97,12 @@ def learning_rates(
     recipe = Recipe(iterations=iterations, warmup=warmup / iterations, warmup_factor=factor, milestones=shares)
     factors = torch.tensor([rate_factor(recipe, i) for i in range(iterations)], dtype=torch.float64)
     return lr * batch_size / 16 * factors
+
+
+def decoupled_masks(columns: Tensor, rows: Tensor, k: Tensor) -> Tensor:
+    """Masks (N, H, W), as probabilities, of cells k (N,) of a grid: the product of a row's and a column's.
+
+    columns, rows (S, H, W): mask logits. `DecoupledHead.cell_masks` is the same for a batch.
+    Source: slides:decoupled-solo.
+    """
+    return columns[k % len(columns)].sigmoid() * rows[k // len(columns)].sigmoid()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from condinst_edu.bench_loader import MASK_STRIDE, visit_all, write_synthetic
+from condinst_edu.bench.loader import MASK_STRIDE, visit_all, write_synthetic
 from condinst_edu.datasets.coco import CocoDataset
 from condinst_edu.datasets.transforms import TrainTransform
 from condinst_edu.engine.checkpoint import plain

@@ -23,18 +23,17 @@ from rich.table import Table
 from torch import nn
 
 import condinst_edu
-from condinst_edu.datasets.bacteria import Bacteria
 from condinst_edu.datasets.coco import CocoDataset
 from condinst_edu.datasets.coco_panoptic import PanopticDataset
 from condinst_edu.datasets.shapes_coco import write_shapes
 from condinst_edu.engine.checkpoint import Trained, load_model, save_model
-from condinst_edu.engine.evaluate import evaluate
+from condinst_edu.engine.evaluate import coco_ap, detect_all, evaluate
 from condinst_edu.engine.recipe import Recipe, override_model
 from condinst_edu.engine.train import open_split, train
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
 from condinst_edu.panoptic import PanopticModel
-from condinst_edu.papers.reproduce_toy import score_toy
+from condinst_edu.papers.reproduce_toy import toy_ap
 from condinst_edu.recipes import get_recipe
 
 ROOT = Path(condinst_edu.__file__).parents[1]  # the checkout: the package is installed in place
@@ -66,9 +65,14 @@ TINY = {
     "condinst-coordinates": Tiny("coordinates alone", "shapes-condinst", ("mask_head.use_features=False",)),
     "condinst-factor1": Tiny("masks not upsampled", "shapes-condinst", ("factor=1",)),
     "condinst-factor4": Tiny("masks upsampled by 4", "shapes-condinst", ("factor=4",)),
+    "blendmask": Tiny("BlendMask", "shapes-blendmask"),
     "dr1mask": Tiny("DR1Mask", "shapes-dr1mask"),
     "dr1mask-none": Tiny("DR1Mask without A and B", "shapes-dr1mask", ("factors=none",)),
     "mask-rcnn": Tiny("Mask R-CNN", "shapes-mask-rcnn", iterations=1500),
+    "solo": Tiny("SOLO", "shapes-solo", iterations=1500),
+    "solo-no-coordconv": Tiny("SOLO without CoordConv", "shapes-solo", ("head.coordinates=False",), iterations=1500),
+    "decoupled-solo": Tiny("Decoupled SOLO", "shapes-decoupled-solo", iterations=1500),
+    "adaptis": Tiny("AdaptIS on its toy problem", "bacteria-adaptis", iterations=2000, proposals=100),
 }
 
 
@@ -159,9 +163,9 @@ def held_out_of(name: str, count: int = 50) -> CocoDataset:
 
 
 def score_drawn(model: nn.Module, images: CocoDataset) -> dict[str, Any]:
-    """Box and mask AP; of the toy problem AP at its own thresholds too, in percent."""
-    scores = evaluate(model, images, progress=False)
-    return scores | {"toy": score_toy(model, images)} if isinstance(images, Bacteria) else scores
+    """Box and mask AP, and "toy": AP at the thresholds of AdaptIS's toy problem, in percent."""
+    results = detect_all(model, images, progress=False)
+    return coco_ap(images.truth(), results, image_ids=images.image_ids) | {"toy": toy_ap(images, results)}
 
 
 # ------------------------------------------------------------------------------------------------------------ training

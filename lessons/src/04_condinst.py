@@ -501,7 +501,7 @@ pic.show_bars(times, "milliseconds")
 # %% tags=["demo"]
 from rich.progress import Progress
 
-from condinst_edu.bench_instances import CondInstCase, MaskRCNNCase, compare, tiny_models
+from condinst_edu.bench.instances import CondInstCase, MaskRCNNCase, compare, tiny_models
 
 counts = [1, 50, 100]
 torch.manual_seed(0)
@@ -674,3 +674,5 @@ for entry in papers.ERRATA.values():
 # condinst-edu train folder-condinst --data photos --out runs/photos
 # condinst-edu predict new.jpg --weights runs/photos/model.safetensors --out runs/new
 # ```
+#
+# Next: [lesson 5](05_attention_maps.ipynb), other ways to turn a detection into a mask.

@@ -184,6 +184,7 @@ pic.show_maps(maps, columns=4, limit=1, width=2.2)
 from timeit import repeat
 
 from condinst_edu.bench_dr1conv import dynamic_convolution
+
 from condinst_edu.dr1mask import ContextLayer
 
 conv, layer = DR1Conv2d(32), ContextLayer(256, 32)
@@ -480,25 +481,29 @@ def my_dr1conv(x, weight, a, b):
 check("06-dr1conv", my_dr1conv)
 
 # %% [markdown] tags=["exercise"]
-# 06-factored-attention
-# Write Eq. 8 for $N$ instances: `u`, `v` (K, r, R) are shared, `factors` (N, K, r) are the instances'. Return
-# (N, K, R, R).
+# 06-mean-embeddings
+# For panoptic segmentation one layer gives the logits of stuff and of things, $Y = W^\top F$ (`dr1mask:panoptic-layer`). In
+# training, an object's column of $W$ is the mean embedding of the locations that are assigned to it (`dr1mask:eq-9`).
+# Write it: `embeddings` (S, E), `instance` (S,), whose each is, `count` objects. Return (count, E), 0 for an object
+# without any, and how many each has, (count,).
 
 
 # %% tags=["stub"]
-def factored_maps(u, v, factors):
-    """Q_k = U_k^T diag(s_k) V_k: (N, K, R, R)."""
+def mean_of_each(embeddings, instance, count):
+    """Mean embedding (count, E) and number (count,) of each object."""
     raise NotImplementedError
 
 
 # %% tags=["solution"]
-def factored_maps(u, v, factors):
-    """Q_k = U_k^T diag(s_k) V_k: (N, K, R, R)."""
-    return torch.einsum("kdi,nkd,kdj->nkij", u, factors, v)
+def mean_of_each(embeddings, instance, count):
+    """Mean embedding (count, E) and number (count,) of each object."""
+    total = torch.zeros(count, embeddings.shape[1]).index_add(0, instance, embeddings)
+    number = torch.bincount(instance, minlength=count)
+    return total / number.clamp(min=1)[:, None], number
 
 
 # %% tags=["check"]
-check("06-factored-attention", factored_maps)
+check("06-mean-embeddings", mean_of_each)
 
 # %% [markdown] tags=["exercise"]
 # 06-aligned-upsampling
@@ -546,4 +551,4 @@ for erratum in ERRATA.values():
 # - DR1Conv does that at every position; what is dear is to make $A$ and $B$, not to use them.
 # - Maps keep their place only if upsampling undoes what strided convolutions did.
 #
-# Next: lesson 7, AdaptIS: one click, one object.
+# Next: [lesson 7](07_point_and_segment.ipynb), one click, one object.

@@ -1,14 +1,15 @@
-"""Exercises of lesson 6: rank-one weights, DR1Conv, factored attention, upsampling along strided convolutions."""
+"""Exercises of lesson 6: rank-one weights, DR1Conv, mean embeddings, upsampling along strided convolutions."""
 
 from typing import Any
 
+import torch
 from torch import Generator
 
 from condinst_edu import dr1mask
+from condinst_edu.layers.unified import mean_embeddings
 from condinst_edu.layers.upsample import upsample_to
-from condinst_edu.teach import references
 from condinst_edu.teach.deviations import deviations_of
-from condinst_edu.teach.exercises.base import Exercise, uniform
+from condinst_edu.teach.exercises.base import Exercise, uniform, whole
 
 
 def rank1_inputs(generator: Generator) -> tuple[Any, ...]:
@@ -20,9 +21,9 @@ def dr1conv_inputs(generator: Generator) -> tuple[Any, ...]:
     return x, uniform(generator, 3, 3, 3, 3, low=-1), a, b
 
 
-def factored_inputs(generator: Generator) -> tuple[Any, ...]:
-    u, v = (uniform(generator, 3, 2, 5, low=-1) for _ in range(2))
-    return u, v, uniform(generator, 4, 3, 2, low=-1)
+def embedding_inputs(generator: Generator) -> tuple[Any, ...]:
+    instance = torch.cat([torch.tensor([0, 0, 2, 3, 2, 2]), whole(generator, 3, high=4)])  # 4 is nobody's
+    return uniform(generator, len(instance), 5, low=-1), instance, 5
 
 
 def upsample_inputs(generator: Generator) -> tuple[Any, ...]:
@@ -58,17 +59,17 @@ EXERCISES = [
         gradient=True,
     ),
     Exercise(
-        id="06-factored-attention",
+        id="06-mean-embeddings",
         lesson=6,
-        title="Attention maps from shared factors",
+        title="One embedding for each object",
         difficulty=2,
         minutes=15,
-        reference=references.factored_maps,
-        inputs=factored_inputs,
-        deviations=deviations_of("condinst_edu.teach.references.factored_maps"),
+        reference=mean_embeddings,
+        inputs=embedding_inputs,
+        deviations=deviations_of("condinst_edu.layers.unified.mean_embeddings"),
         hints=(
-            "A diagonal matrix in the middle scales the rows of V_k, or those of U_k.",
-            "Q_k[i, j] is the sum over d of U_k[d, i] s_k[d] V_k[d, j]: one `einsum` does it for all instances.",
+            "`zeros.index_add(0, instance, embeddings)` adds each row where it belongs.",
+            "`torch.bincount(instance, minlength=count)` counts; divide by 1 where there is none.",
         ),
         gradient=True,
     ),

@@ -1,4 +1,4 @@
-"""Variants of lesson 6: rank-one weights, DR1Conv, factored attention, aligned upsampling."""
+"""Variants of lesson 6: rank-one weights, DR1Conv, mean embeddings, aligned upsampling."""
 
 import torch
 import torch.nn.functional as F
@@ -66,20 +66,25 @@ def dr1conv_without_b(x: Tensor, weight: Tensor, a: Tensor | None = None, b: Ten
     return _conv(x if a is None else x * a, weight)
 
 
-def factored_transposed(u: Tensor, v: Tensor, factors: Tensor) -> Tensor:
-    return (v * factors[..., None]).mT @ u
+def _counts(instance: Tensor, count: int) -> Tensor:
+    return torch.bincount(instance, minlength=count)
 
 
-def factored_without_factors(u: Tensor, v: Tensor, factors: Tensor) -> Tensor:
-    return (u.mT @ v).expand(len(factors), -1, -1, -1).clone() + 0 * factors.sum(dim=-1)[..., None, None]
+def embeddings_summed(embeddings: Tensor, instance: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    total = embeddings.new_zeros(count, embeddings.shape[1]).index_add(0, instance, embeddings)
+    return total, _counts(instance, count)
 
 
-def factored_factors_twice(u: Tensor, v: Tensor, factors: Tensor) -> Tensor:
-    return (u * factors[..., None]).mT @ (v * factors[..., None])
+def embeddings_over_all(embeddings: Tensor, instance: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    total, number = embeddings_summed(embeddings, instance, count)
+    return total / max(1, len(instance)), number
 
 
-def factored_first_base(u: Tensor, v: Tensor, factors: Tensor) -> Tensor:
-    return (u[:1] * factors[..., None]).mT @ v[:1]
+def embeddings_of_the_last(embeddings: Tensor, instance: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    columns = [embeddings.new_zeros(embeddings.shape[1])] * count
+    for embedding, i in zip(embeddings, instance.tolist(), strict=True):
+        columns[i] = embedding
+    return torch.stack(columns), _counts(instance, count)
 
 
 def upsample_to_official(x: Tensor, size: tuple[int, int]) -> Tensor:

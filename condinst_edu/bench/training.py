@@ -21,8 +21,8 @@ from torchvision.models import detection
 from torchvision.ops import FrozenBatchNorm2d
 
 from condinst_edu.bench import Bench, Group, PeakMemory, race
-from condinst_edu.bench_inference import calibrate, calibrate_mask_rcnn, our_model, run_ours, run_theirs
-from condinst_edu.bench_targets import random_target
+from condinst_edu.bench.inference import calibrate, calibrate_mask_rcnn, our_model, run_ours, run_theirs
+from condinst_edu.bench.targets import random_target
 from condinst_edu.condinst import CondInst
 from condinst_edu.engine.train import step
 from condinst_edu.errors import UserError
