@@ -98,8 +98,9 @@ def mass_centers(masks: Tensor) -> Tensor:
     weights = masks.float()
     area = weights.sum(dim=(1, 2))
     height, width = masks.shape[1:]
-    x = weights.sum(dim=1) @ torch.arange(width, device=masks.device, dtype=torch.float32)
-    y = weights.sum(dim=2) @ torch.arange(height, device=masks.device, dtype=torch.float32)
+    # No matrix products: autocast would take them in half precision, whose largest number such sums exceed.
+    x = (weights.sum(dim=1) * torch.arange(width, device=masks.device)).sum(dim=1)
+    y = (weights.sum(dim=2) * torch.arange(height, device=masks.device)).sum(dim=1)
     middle = torch.stack([weights.new_full((), (side - 1) / 2) for side in (width, height)])
     center = torch.stack([x, y], dim=1) / area[:, None]
     return torch.where(area[:, None] > 0, center, middle)

@@ -129,3 +129,14 @@ def test_mass_centers_of_large_masks() -> None:
     mask = torch.zeros(1, 800, 1333, dtype=torch.bool)
     mask[0, 100:, 33:] = True
     same(mass_centers(mask), [[(33 + 1332) / 2, (100 + 799) / 2]], 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mass_centers_in_mixed_precision(dtype: torch.dtype) -> None:
+    """The same as without: sums over pixel numbers pass 65504, the largest number of float16."""
+    masks = torch.zeros(2, 300, 500, dtype=torch.bool)
+    masks[0, 20:280, 101:450] = masks[1, 7:8, 300:499] = True
+    with torch.autocast("cpu", dtype):
+        centers = mass_centers(masks)
+    assert centers.dtype == torch.float32
+    assert torch.equal(centers, mass_centers(masks))

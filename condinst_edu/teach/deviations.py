@@ -19,6 +19,7 @@ from condinst_edu.teach.variants import lesson_01 as l1
 from condinst_edu.teach.variants import lesson_02 as l2
 from condinst_edu.teach.variants import lesson_03 as l3
 from condinst_edu.teach.variants import lesson_04 as l4
+from condinst_edu.teach.variants import lesson_10 as l10
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,39 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         l4.semantic_last: "the last object of the file on top: the order in a file means nothing",
         l4.semantic_from_corner: "read at pixels 0, s, 2s, ...: cells sit on pixels s//2, s + s//2, ...",
         l4.semantic_instances: "which object, not which class: a semantic map has labels",
+    },
+    "condinst_edu.datasets.batching.batch_indices": {
+        l10.share_of_nobody: "the same images in every process: all of them do the work of one",
+        l10.share_per_process: "a whole batch for each process: more processes then mean another batch and schedule",
+        l10.share_of_own_order: (
+            "a seed of its own for each process: the orders differ, so some images come twice in an epoch, others never"
+        ),
+        l10.share_of_one_epoch: "the first epoch's order again in every epoch: the batches repeat",
+        l10.share_in_turns: (
+            "every world-th image instead of a block: together it is the same batch and would do as well, "
+            "but blocks are what is asked"
+        ),
+    },
+    "condinst_edu.teach.references.share_normalisers": {
+        l10.divide_by_own: (
+            "each its own count: a positive weighs more where there are few, most where it is the only one"
+        ),
+        l10.divide_by_total: (
+            "the total, but gradients are averaged afterwards: they come out as many times too small as there are "
+            "processes"
+        ),
+        l10.divide_by_clamped: "the mean of counts that are at least `least` each: empty processes count as positives",
+        l10.divide_by_mean_at_least: "`least` for each process: where positives are few, more processes weaken them",
+    },
+    "condinst_edu.teach.references.learning_rates": {
+        l10.rates_without_warmup: "no warm-up: the first steps, in which gradients are largest, are whole ones",
+        l10.rates_from_zero: "a warm-up from 0: it begins at `factor` times the peak",
+        l10.rates_one_step: "a tenth once, at the first milestone: each one divides the rate again",
+        l10.rates_one_late: "strictly after the milestone: its iteration is the first with the lower rate",
+        l10.rates_not_scaled: "the rate for 16 images, whatever the batch: too small for more, too large for fewer",
+        l10.rates_by_root: (
+            "scaled by the root of the batch, as is often done with Adam: for SGD the rate goes with the batch itself"
+        ),
     },
 }
 

@@ -1,13 +1,17 @@
 """References of exercises that the library has only inside something larger, or takes from torchvision.
 
-Legend: N instances, L locations, K classes.
+Legend: N instances, L locations, K classes, R processes, T iterations.
 """
 
 import itertools
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
+
+from condinst_edu.engine.recipe import Recipe
+from condinst_edu.engine.schedule import rate_factor
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2) -> Tensor:
@@ -35,3 +39,26 @@ def fold_coordinates(weight: Tensor, bias: Tensor, centers: Tensor, scales: Tens
     """
     folded = weight / scales[:, None, None]
     return folded, bias - (folded @ centers[:, :, None]).squeeze(-1)
+
+
+def share_normalisers(counts: Tensor, least: float) -> Tensor:
+    """What each of R processes divides its sums of K losses by; the means of the quotients are then those of one alone.
+
+    counts (K, R): of each loss in each process, >= 0; least: the smallest that all processes together count as.
+    Returns (K, R). `condinst_edu.layers.losses.normaliser` gives each process its own column.
+    """
+    return (counts.sum(dim=1, keepdim=True).clamp(min=least) / counts.shape[1]).expand(counts.shape)
+
+
+def learning_rates(
+    lr: float, iterations: int, warmup: int, factor: float, milestones: Sequence[int], batch_size: int
+) -> Tensor:
+    """The learning rate at each iteration: linear warm-up, a tenth from each milestone on, scaled to the batch.
+
+    lr: the peak for 16 images; warmup: iterations over which the rate rises from `factor` times the peak; milestones:
+    the first iterations at a tenth of the rate before; batch_size: of one step. Returns (T,) float64.
+    """
+    shares = tuple(milestone / iterations for milestone in milestones)
+    recipe = Recipe(iterations=iterations, warmup=warmup / iterations, warmup_factor=factor, milestones=shares)
+    factors = torch.tensor([rate_factor(recipe, i) for i in range(iterations)], dtype=torch.float64)
+    return lr * batch_size / 16 * factors
