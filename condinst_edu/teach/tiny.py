@@ -33,7 +33,7 @@ from condinst_edu.engine.recipe import Recipe, override_model
 from condinst_edu.engine.train import open_split, train
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
-from condinst_edu.panoptic import PanopticModel
+from condinst_edu.panoptic_models import PANOPTIC_MODELS
 from condinst_edu.papers.reproduce_toy import score_toy
 from condinst_edu.recipes import get_recipe
 
@@ -141,7 +141,7 @@ def score(model: nn.Module, folder: Path, progress: bool = False) -> dict[str, A
     """
     instances = CocoDataset(folder / "val", folder / "annotations" / "instances_val.json")
     scores = evaluate(model, instances, progress=progress)
-    if isinstance(model, PanopticModel):
+    if isinstance(model, PANOPTIC_MODELS):
         annotations = folder / "annotations" / "panoptic_val.json"
         dataset = PanopticDataset(folder / "val", annotations, folder / "panoptic_val")
         quality = evaluate(model, dataset, progress=progress)
