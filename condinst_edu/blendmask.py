@@ -6,8 +6,8 @@ crops and made to sum to 1 over the bases, weighs them -> one mask per box -> pa
 one cell this is YOLACT's weighted sum, with one-hot attention FCIS's assembling. FCOS slides, part BlendMask; what they
 leave out is as in the official code, unless said.
 
-Legend: B images, L locations, M objects of an image, N instances of the batch, K bases, H, W map of the bases,
-a cells along a side of the attention, m cells along a side of a mask.
+Legend: B images, L locations, R positive ones, M objects of an image, N instances of the batch, K bases, H, W map of
+the bases, a cells along a side of the attention, m cells along a side of a mask.
 """
 
 from collections.abc import Sequence
@@ -310,15 +310,19 @@ class BlendMask(nn.Module):
 
         Each location's mean is weighted by its centre-ness target, their sum divided by the weights' sum.
         """
-        boxes, attention, truth, weight = [], [], [], []
+        # A crop serves all locations of its object.
+        crops = crop_bases(bases, [target["boxes"] for target in targets], self.stride, self.size)
+        owner, attention, truth, weight = [], [], [], []
+        before = 0  # objects of earlier images
         for i, (target, labels) in enumerate(zip(targets, assignment.labels, strict=True)):
             location = labels.nonzero().flatten()
             matched = assignment.matched[i, location]
-            boxes.append(target["boxes"][matched])
+            owner.append(before + matched)
             attention.append(self.attention_at(points, outputs, i, location))
             truth.append(crop_masks(target["masks"], target["boxes"], self.size)[matched])
             weight.append(centerness(assignment.distances[i, location]))
-        logits = blend(bases, boxes, torch.cat(attention), self.stride, self.size)  # (R, m, m)
+            before += len(target["boxes"])
+        logits = merge_bases(crops[torch.cat(owner)], torch.cat(attention))  # (R, m, m)
         entropy = F.binary_cross_entropy_with_logits(logits, torch.cat(truth).to(logits), reduction="none")
         total = torch.cat(weight).to(entropy)
         return (entropy.mean(dim=(1, 2)) * total).sum() / normaliser(total.sum(), least=1e-6)

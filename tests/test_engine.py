@@ -554,7 +554,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
     last = tmp_path / "killed" / "last.pt"
     for _ in range(20):
         before, process = written(last), start(tmp_path / "killed")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300  # a busy machine takes its time; it is no hang
         while written(last) == before:  # it trains: every iteration writes a checkpoint
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -562,7 +562,8 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
         time.sleep(moments.uniform(0, 0.3))  # of the step or of the writing
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert torch.load(last)["iteration"] < 400
+    left = last if last.exists() else last.with_name("previous.pt")  # killed between the two renames
+    assert torch.load(left)["iteration"] < 400
     assert start(tmp_path / "killed").wait() == 0
     names = ("model.safetensors", "recipe.json")
     assert all((tmp_path / "killed" / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in names)
@@ -585,7 +586,7 @@ def test_asked_to_stop_and_resumed(tmp_path: Path) -> None:
 
     assert start(tmp_path / "whole").wait() == 0
     process, log = start(tmp_path / "stopped"), tmp_path / "stopped" / "log.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # a busy machine takes its time; it is no hang
     while not (log.exists() and log.stat().st_size):
         assert time.monotonic() < deadline
         time.sleep(0.01)

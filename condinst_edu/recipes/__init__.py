@@ -4,7 +4,17 @@ from collections.abc import Callable
 
 from condinst_edu.engine.recipe import Recipe
 from condinst_edu.errors import UserError
-from condinst_edu.recipes import bacteria, cityscapes, coco, coco_solo, dr1mask, folder, panoptic, shapes
+from condinst_edu.recipes import (
+    bacteria,
+    cityscapes,
+    coco,
+    coco_blendmask,
+    coco_solo,
+    dr1mask,
+    folder,
+    panoptic,
+    shapes,
+)
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-fcos": shapes.shapes_fcos,
@@ -35,6 +45,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "coco-condinst-rt-dla34-4x": coco.coco_condinst_rt_dla34_4x,
     "coco-condinst-rt-dla34-4x-shtw": coco.coco_condinst_rt_dla34_4x_shtw,
     "coco-condinst-rt-r50-4x-shtw": coco.coco_condinst_rt_r50_4x_shtw,
+    "coco-blendmask-r50-1x": coco_blendmask.coco_blendmask_r50_1x,
+    "coco-blendmask-r50-3x": coco_blendmask.coco_blendmask_r50_3x,
+    "coco-blendmask-r101-3x": coco_blendmask.coco_blendmask_r101_3x,
+    "coco-blendmask-550-r50-3x": coco_blendmask.coco_blendmask_550_r50_3x,
+    "coco-blendmask-rt-r50-4x-shtw": coco_blendmask.coco_blendmask_rt_r50_4x_shtw,
     "coco-panoptic-condinst-r50-1x": panoptic.coco_panoptic_condinst_r50_1x,
     "coco-panoptic-condinst-r50-3x": panoptic.coco_panoptic_condinst_r50_3x,
     "coco-panoptic-condinst-r101-3x": panoptic.coco_panoptic_condinst_r101_3x,

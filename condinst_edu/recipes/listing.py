@@ -14,6 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table as Screen
 
 from condinst_edu.bench import PeakMemory
+from condinst_edu.blendmask import BlendMask
 from condinst_edu.condinst import CondInst
 from condinst_edu.datasets.download import COCO
 from condinst_edu.engine.recipe import Recipe, build_model
@@ -78,6 +79,11 @@ PUBLISHED = {
     "coco-condinst-rt-dla34-4x": table_7("CondInst-RT", "DLA-34"),
     "coco-condinst-rt-dla34-4x-shtw": table_7("CondInst-RT shtw.", "DLA-34"),
     "coco-condinst-rt-r50-4x-shtw": table_7("CondInst-RT shtw.", "R-50"),
+    "coco-blendmask-r50-1x": Published(official="BlendMask_R_50_1x"),
+    "coco-blendmask-r50-3x": Published(official="BlendMask_R_50_3x"),
+    "coco-blendmask-r101-3x": Published(official="BlendMask_R_101_3x"),
+    "coco-blendmask-550-r50-3x": Published(official="BlendMask_550_R_50_3x"),
+    "coco-blendmask-rt-r50-4x-shtw": Published(official="BlendMask_RT_R_50_4x_syncbn_shtw"),
     "coco-panoptic-condinst-r50-1x": table_9("R-50-FPN", "1x"),
     "coco-panoptic-condinst-r50-3x": table_9("R-50-FPN", "3x"),
     "coco-panoptic-condinst-r101-3x": table_9("R-101-FPN", "3x"),
@@ -131,7 +137,7 @@ def recipe_facts(name: str, images_per_second: float | None = None, memory: bool
     facts |= {"schedule": schedule, "images": f"{visits / 1e6:.3g} M"}
     if images_per_second is not None:
         facts["hours"] = f"{visits / images_per_second / 3600:.3g}"
-    if memory and name in PUBLISHED and recipe.model in ("fcos", "condinst", "panoptic-condinst"):
+    if memory and name in PUBLISHED and recipe.model in ("fcos", "condinst", "blendmask", "panoptic-condinst"):
         facts["GB"] = f"{network_memory(recipe) / 2**30:.1f}"
     return facts
 
@@ -197,15 +203,15 @@ def network_memory(recipe: Recipe, gpus: int = GPUS) -> int:
         classes = 80 if recipe.train_panoptic is None else 133
         whole = build_model(recipe.model, classes, untrained(recipe).model_args).train()
     model = whole.instances if isinstance(whole, PanopticModel) else whole
-    detector = model.fcos if isinstance(model, CondInst) else model
-    assert isinstance(detector, FCOS)
+    assert isinstance(model, FCOS | CondInst | BlendMask)
+    detector = model if isinstance(model, FCOS) else model.fcos
     size = (-(-side // 32) * 32 for side in (max(recipe.short_sides), recipe.max_size))
     images = torch.empty(recipe.batch_size // gpus, 3, *size, device="meta")
     with PeakMemory() as memory:
         pyramid = detector.fpn(detector.backbone(images))
         outputs = list(detector.head(pyramid[-len(detector.strides) :]))
-        if isinstance(model, CondInst):
-            outputs.append(model.bottom(pyramid))
+        if not isinstance(model, FCOS):
+            outputs.append((model.bottom if isinstance(model, CondInst) else model.bases)(pyramid))
             if model.semantic is not None:
                 outputs.append(model.semantic(pyramid[0]))
         if isinstance(whole, PanopticModel):

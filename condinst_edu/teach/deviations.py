@@ -19,6 +19,7 @@ from condinst_edu.teach.variants import lesson_01 as l1
 from condinst_edu.teach.variants import lesson_02 as l2
 from condinst_edu.teach.variants import lesson_03 as l3
 from condinst_edu.teach.variants import lesson_04 as l4
+from condinst_edu.teach.variants import lesson_05 as l5
 from condinst_edu.teach.variants import lesson_09 as l9
 from condinst_edu.teach.variants import lesson_10 as l10
 
@@ -232,6 +233,47 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         l4.semantic_last: "the last object of the file on top: the order in a file means nothing",
         l4.semantic_from_corner: "read at pixels 0, s, 2s, ...: cells sit on pixels s//2, s + s//2, ...",
         l4.semantic_instances: "which object, not which class: a semantic map has labels",
+    },
+    "condinst_edu.blendmask.merge_bases": {
+        l5.merge_without_softmax: (
+            "no softmax: weights of any size and sign, and attention of the same value everywhere is no longer a mean"
+        ),
+        l5.merge_softmax_first: (
+            "softmax before the resizing: the weights still sum to 1, but where two bases meet they change more gently"
+        ),
+        l5.merge_softmax_over_cells: (
+            "softmax over the cells instead of over the bases: the weights shrink with the number of cells"
+        ),
+        l5.merge_nearest: "nearest neighbours: the attention keeps its coarse steps, along which the mask gets seams",
+        l5.merge_mean: "the mean over the bases: the weights sum to 1 already, and logits come out K times too small",
+        l5.merge_vector: (
+            "attention averaged to one cell, YOLACT's vector: it cannot treat one part of the box unlike another"
+        ),
+    },
+    "condinst_edu.blendmask.crop_bases": {
+        l5.crop_not_aligned: (
+            "no half cell off: cell 0 has its middle at half a stride, so the crop lies half a stride right and below"
+        ),
+        l5.crop_at_corners: (
+            "from edge to edge: a cell's sample belongs into its middle, and masks come out a little too small"
+        ),
+        l5.crop_rounded: "boxes rounded to whole cells, as RoIPool does: masks are off by up to half a stride",
+        l5.crop_swapped: "x and y swapped: right for square boxes on the diagonal only",
+        l5.crop_in_pixels: "boxes not divided by the stride: the crop reads beyond the map",
+    },
+    "condinst_edu.blendmask.paste_masks": {
+        l5.paste_from_corner: "read at the pixels' corners: all masks move half a pixel right and down",
+        l5.paste_rounded: "boxes rounded to whole pixels first: small masks lose or gain a row",
+        l5.paste_clamped: (
+            "the outermost cells drawn out to the edge of the box: beyond their middles, scores fade to 0"
+        ),
+        l5.paste_nearest: "nearest neighbours: each cell becomes a block of pixels",
+        l5.paste_transposed: "rows and columns of the mask swapped: mirrored at the diagonal of the box",
+    },
+    "condinst_edu.teach.references.factored_attention": {
+        l5.factored_transposed: "V and U swapped: every attention map comes out transposed",
+        l5.factored_without_factors: "without the factors: all instances get the same attention",
+        l5.factored_one_map: "one map for all bases: each base has its own U_k, V_k and factors",
     },
     "condinst_edu.datasets.batching.batch_indices": {
         l10.share_of_nobody: "the same images in every process: all of them do the work of one",

@@ -330,3 +330,26 @@ def show_bars(bars: Mapping[str, float], unit: str, digits: int = 1) -> Figure:
     axes.set_xlabel(unit)
     axes.margins(x=0.12)
     return figure
+
+
+def show_blend(image: Tensor, blend: Any, title: str = "") -> Figure:
+    """How an instance of a BlendMask comes about: a `Blend` of `condinst_edu.teach.blending`, on its image (3, H, W).
+
+    Above the image with box and outline and the crops of the bases, below the logits and the bases' weights.
+    """
+    count = len(blend.crops)
+    figure, axes = new_figure(2, count + 1, 1.9, 2.1)
+    draw_image(axes[0], image)
+    draw_boxes(axes[0], blend.clipped[None])
+    if blend.mask.any() and not blend.mask.all():
+        axes[0].contour(blend.mask.float().cpu().numpy(), levels=[0.5], colors=[COLORS(1)], linewidths=1.8)
+    axes[0].set_title(title, fontsize=9)
+    limit = float(blend.crops.detach().abs().max())
+    for k, (crop, weights) in enumerate(zip(blend.crops, blend.weights, strict=True)):
+        draw_map(axes[1 + k], crop, f"basis {k}", limit)
+        picture = axes[count + 2 + k].imshow(weights.detach().cpu().numpy(), cmap="viridis", vmin=0, vmax=1)
+        axes[count + 2 + k].set(xticks=[], yticks=[])
+        axes[count + 2 + k].set_title(f"weight of basis {k}", fontsize=9)
+    draw_map(axes[count + 1], blend.logits, "their sum: logits", limit)
+    figure.colorbar(picture, ax=axes[-1], shrink=0.8)
+    return figure

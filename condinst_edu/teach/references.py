@@ -43,6 +43,14 @@ def fold_coordinates(weight: Tensor, bias: Tensor, centers: Tensor, scales: Tens
     return folded, bias - (folded @ centers[:, :, None]).squeeze(-1)
 
 
+def factored_attention(u: Tensor, v: Tensor, factors: Tensor) -> Tensor:
+    """Attention maps Q_k = U_k^T diag(s_k) V_k of DR1Mask's factored attention.
+
+    u, v (K, r, a), shared by all instances; factors s (N, K, r). Returns (N, K, a, a). Source: dr1mask:eq-8.
+    """
+    return (u * factors[..., None]).mT @ v
+
+
 def share_normalisers(counts: Tensor, least: float) -> Tensor:
     """What each of R processes divides its sums of K losses by; the means of the quotients are then those of one alone.
 

@@ -66,6 +66,7 @@ TINY = {
     "condinst-coordinates": Tiny("coordinates alone", "shapes-condinst", ("mask_head.use_features=False",)),
     "condinst-factor1": Tiny("masks not upsampled", "shapes-condinst", ("factor=1",)),
     "condinst-factor4": Tiny("masks upsampled by 4", "shapes-condinst", ("factor=4",)),
+    "blendmask": Tiny("BlendMask", "shapes-blendmask"),
     "mask-rcnn": Tiny("Mask R-CNN", "shapes-mask-rcnn", iterations=1500),
 }
 
