@@ -297,8 +297,12 @@ def match_segments(truth: Panoptic, found: Panoptic, isthing: Mapping[int, Any])
         if t not in true or f not in guess or true[t].get("iscrowd"):
             continue
         category = true[t]["category_id"]
+        if category != guess[f]["category_id"]:
+            continue
         union = area[f] + true[t]["area"] - pixels - shared.get((0, f), 0)
-        if category == guess[f]["category_id"] and pixels / union > 0.5:
+        if union <= 0:
+            raise ValueError(f"the area of the true segment {t} is less than what is found of it")
+        if pixels / union > 0.5:
             counts[category].tp += 1
             counts[category].iou += pixels / union
             matched |= {("true", t), ("found", f)}
