@@ -7,6 +7,7 @@
     condinst-edu bench instances            time against the number of instances, beside Mask R-CNN
     condinst-edu bench dr1conv              DR1Conv beside a plain and a fully dynamic convolution
     condinst-edu bench training             the same in training, made for a GPU
+    condinst-edu bench solo                 memory and time of SOLO and Decoupled SOLO
     condinst-edu bench loader               training samples a second, beside torchvision's transforms
     condinst-edu bench evaluation           encoding and scoring of 100 masks an image
     condinst-edu bench panoptic             panoptic quality of COCO files
@@ -54,6 +55,7 @@ class Bench:
             "inference",
             "dr1conv",
             "training",
+            "solo",
             "loader",
             "evaluation",
             "panoptic",
@@ -67,6 +69,7 @@ class Bench:
     inference: CondInst and FCOS beside torchvision's Mask R-CNN and FCOS, from an image to its results.
     dr1conv: DR1Conv beside a plain convolution of its width and a fully dynamic one.
     training: a training step and inference of CondInst beside torchvision's Mask R-CNN, made for a GPU.
+    solo: memory and time of SOLO, Decoupled SOLO and its light form, with ResNet-50.
     loader: reading and augmenting of COCO-like images, beside torchvision's v2 transforms.
     evaluation: encoding and scoring of 100 masks an image.
     panoptic: panoptic quality of COCO files, read from the disk.
@@ -81,11 +84,11 @@ class Bench:
     """Of "instances": how many there are in the image."""
     size: tuple[int, int] = (480, 640)
     """Of "instances": height and width of the image that the full-size models see; the tiny ones see 128x128.
-    Of "inference": those of the image, which is enlarged to a short side of 800 pixels. Of "training": of all."""
+    Of "inference": those of the image, which is enlarged to a short side of 800 pixels. "training", "solo": of all."""
     device: str = "cpu"
     """Of "training": where to run, cpu or cuda."""
     batch: int = 2
-    """Of "training": images of a step."""
+    """Of "training" and "solo": images of a step."""
     images: int = 200
     """Of "loader", "evaluation" and "panoptic": how many images each run takes."""
 

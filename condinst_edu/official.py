@@ -85,6 +85,11 @@ class Official(NamedTuple):
     licence: str
     parameters: str
 
+    @property
+    def short(self) -> str:
+        """The shorter of name and alias that still tells which family it is of."""
+        return self.alias if self.alias.startswith(self.name.split("_")[0]) else self.name
+
 
 @functools.cache
 def official_models() -> tuple[Official, ...]:
@@ -378,7 +383,7 @@ def show_official() -> None:
     for column in ("M parameters", "frames/s", "box AP", "mask AP"):
         screen.add_column(column, justify="right")
     for model in official_models():
-        screen.add_row(model.alias or model.name, model.parameters, model.fps, model.box_ap, model.mask_ap)
+        screen.add_row(model.short, model.parameters, model.fps, model.box_ap, model.mask_ap)
     console = Console()
     console.print(screen)
     licences = ", ".join(sorted({model.licence for model in official_models()}))

@@ -391,8 +391,9 @@ def test_weights_lists_the_official_models(capsys: pytest.CaptureFixture[str]) -
     assert run(["weights"]) == 0
     text = capsys.readouterr().out
     for model in official_models():
-        row = next((row for row in text.splitlines() if (model.alias or model.name) in row.split()), "")
+        row = next((row for row in text.splitlines() if model.short in row.split()), "")
         assert all(word in row for word in (model.fps, model.box_ap, model.mask_ap, model.parameters))
+        assert model.short.startswith(("FCOS_", "CondInst_", "BlendMask_"))
     assert "non-commercial" in text
 
 

@@ -141,7 +141,7 @@ def check_masks(result: dict[str, Tensor], numbers: dict[str, np.ndarray], rles:
 
 
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # pycocotools under numpy 2
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [SOLO, pytest.param(DECOUPLED, marks=SLOW), LIGHT])
 @pytest.mark.parametrize("image", ["synthA", pytest.param("photo2_small", marks=SLOW)])
 @torch.no_grad()
 def test_inference(get: Get, name: str, image: str) -> None:
@@ -158,7 +158,8 @@ def test_inference(get: Get, name: str, image: str) -> None:
     check_masks(result, numbers, facts["im0_rle"])
 
 
-@pytest.mark.parametrize("name", [pytest.param(SOLO, marks=SLOW), pytest.param(DECOUPLED, marks=SLOW), LIGHT])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_inference_in_float64(get: Get, name: str) -> None:
     """Where rounding cannot hide a difference; mean, coordinates and Matrix NMS are float32 there."""
@@ -174,7 +175,7 @@ def test_inference_in_float64(get: Get, name: str) -> None:
         model.float()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(SOLO, marks=SLOW), pytest.param(DECOUPLED, marks=SLOW), LIGHT])
 @pytest.mark.parametrize(
     ("variant", "settings"),
     [
@@ -231,7 +232,9 @@ def test_settings(get: Get, name: str, variant: str, settings: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("name", [pytest.param(SOLO, marks=SLOW), pytest.param(DECOUPLED, marks=SLOW), LIGHT])
-@pytest.mark.parametrize("batch", ["A", pytest.param("wide", marks=SLOW), "empty", "allempty"])
+@pytest.mark.parametrize(
+    "batch", ["A", pytest.param("wide", marks=SLOW), pytest.param("empty", marks=SLOW), "allempty"]
+)
 def test_training(get: Get, name: str, batch: str) -> None:
     """Both losses and all gradients; of two images, of a long one, with one that has no object, and without any."""
     table = golden_json("mmdet_solo", "train64.json")[f"{name}/{batch}"]  # has the float64 values of all batches

@@ -1,11 +1,13 @@
 """What the lesson on BlendMask looks at: each instance's parts make the model's own masks."""
 
+import pytest
 import torch
 from helpers import seeded
 from test_blendmask import SIZE, lively, random_image
 
 from condinst_edu.blendmask import crop_bases
 from condinst_edu.layers.images import make_batch
+from condinst_edu.teach import explore_blend
 from condinst_edu.teach.blending import averaged, blends_of, truncated, with_attention
 from condinst_edu.teach.pictures import show_blend
 
@@ -57,3 +59,26 @@ def test_picture() -> None:
     assert titles[1:6] == [*(f"basis {k}" for k in range(4)), "their sum: logits"]
     assert titles[6:10] == [f"weight of basis {k}" for k in range(4)]
     assert (torch.tensor(figure.axes[6].images[0].get_array()) == blend.weights[0]).all()
+
+
+def test_widget() -> None:
+    model, image = lively(), random_image(SIZE)
+    found = blends_of(model, image)
+    widget = explore_blend(model, image, ["a", "b", "c"])
+    assert torch.equal(widget.blend.mask, found[0].mask)
+    whole = widget.text
+    picture = bytes(widget.picture.value)
+    assert (
+        whole
+        == f"{'abc'[found[0].label - 1]} {found[0].score:.2f}, attention of 7 x 7, mask {found[0].mask.sum()} pixels"
+    )
+    widget.cells.value = 1
+    assert torch.equal(widget.blend.mask, with_attention(found[0], averaged(found[0].attention, 1)).mask)
+    assert "1 x 1" in widget.text
+    assert bytes(widget.picture.value) != picture
+    widget.instance.value, widget.cells.value = 3, 7
+    assert torch.equal(widget.blend.mask, found[3].mask)
+    data, _ = widget._repr_mimebundle_()
+    assert {"image/png", "text/plain", "application/vnd.jupyter.widget-view+json"} <= data.keys()
+    with pytest.raises(ValueError, match="finds nothing"):
+        explore_blend(lively(score_threshold=0.999999), image)

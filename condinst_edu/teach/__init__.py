@@ -12,7 +12,7 @@ from condinst_edu.teach.stored import strip_widgets
 
 if TYPE_CHECKING:
     from condinst_edu.teach.segment_pictures import show_segment
-    from condinst_edu.teach.widgets import click_to_segment, explore_targets
+    from condinst_edu.teach.widgets import click_to_segment, explore_blend, explore_targets
 
 __all__ = [
     "DEVIATIONS",
@@ -25,6 +25,7 @@ __all__ = [
     "check",
     "click_to_segment",
     "deviate",
+    "explore_blend",
     "explore_targets",
     "look",
     "redraw",
@@ -39,7 +40,12 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """What draws or needs a browser is imported on first use: matplotlib and the widgets cost half a second."""
-    modules = {"show_segment": "segment_pictures", "click_to_segment": "widgets", "explore_targets": "widgets"}
+    modules = {
+        "show_segment": "segment_pictures",
+        "click_to_segment": "widgets",
+        "explore_blend": "widgets",
+        "explore_targets": "widgets",
+    }
     if name in modules:
         return getattr(import_module(f"{__name__}.{modules[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

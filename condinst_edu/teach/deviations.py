@@ -20,6 +20,7 @@ from condinst_edu.teach.variants import lesson_02 as l2
 from condinst_edu.teach.variants import lesson_03 as l3
 from condinst_edu.teach.variants import lesson_04 as l4
 from condinst_edu.teach.variants import lesson_05 as l5
+from condinst_edu.teach.variants import lesson_08 as l8
 from condinst_edu.teach.variants import lesson_09 as l9
 from condinst_edu.teach.variants import lesson_10 as l10
 
@@ -333,6 +334,42 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         l10.rates_by_root: (
             "scaled by the root of the batch, as is often done with Adam: for SGD the rate goes with the batch itself"
         ),
+    },
+    "condinst_edu.coordinates.coordconv": {
+        l8.coordconv_missing: "all coordinates 0: the mask branch is no longer told where a cell is",
+        l8.coordconv_swapped: "the y map before the x map: filters read one for the other",
+        l8.coordconv_from_corner: "within [0, 1] instead of [-1, 1]: the origin is in the corner, not in the middle",
+        l8.coordconv_edge_to_edge: (
+            "-1 and 1 at the edges of the map, not at its outermost cells: off by a share of a cell"
+        ),
+    },
+    "condinst_edu.solo.claimed_cells": {
+        l8.cells_swapped: "rows and columns swapped: each grid transposed, objects go to cells they are not in",
+        l8.cells_of_the_centre: "the centre's cell alone: fewer positive cells, and each object hangs on one",
+        l8.cells_of_the_box: "around the middle of the box: it is around `centers`, the mass centres",
+        l8.cells_without_limit: "the whole centre region: at most one cell on each side of the centre's counts",
+        l8.cells_of_height_and_width: "size read as (width, height): cells of an image that is not square are wrong",
+    },
+    "condinst_edu.solo.points_nms": {
+        l8.points_of_all_neighbours: "all eight neighbours: here it is those above, on the left and above left",
+        l8.points_of_the_other_side: "those below and on the right: here it is those above and on the left",
+        l8.points_across_classes: "classes suppress each other: two objects of different classes share a corner",
+        l8.points_above_and_left: "without the neighbour above left: two cells on a diagonal both survive",
+    },
+    "condinst_edu.solo.matrix_nms": {
+        l8.matrix_without_compensation: (
+            "not divided by f(c_i): what is itself a repetition lowers others as if it were an object"
+        ),
+        l8.matrix_across_classes: "classes suppress each other: a rider removes the horse",
+        l8.matrix_of_products: "the product of all decays, not the smallest: many small overlaps remove a good mask",
+        l8.matrix_by_the_worse: "worse masks lower better ones: the best of a heap loses most",
+        l8.matrix_not_squared: "the IoU not squared in the exponent: small overlaps cost far too much",
+    },
+    "condinst_edu.teach.references.decoupled_masks": {
+        l8.decoupled_swapped: "i and j swapped: k // S is the row, k % S the column",
+        l8.decoupled_sum: "logits added: the product of two probabilities is smaller than the probability of a sum",
+        l8.decoupled_logits: "logits multiplied: two cells that are surely outside, both negative, become inside",
+        l8.decoupled_smaller: "the smaller of the two in place of the product",
     },
 }
 

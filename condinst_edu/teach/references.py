@@ -93,3 +93,12 @@ def panoptic_numbers(iou: Tensor, tp: Tensor, fp: Tensor, fn: Tensor) -> tuple[T
     rq = tp / (tp + 0.5 * fp + 0.5 * fn)
     sq = iou / tp.clamp(min=1)
     return sq * rq, sq, rq
+
+
+def decoupled_masks(columns: Tensor, rows: Tensor, k: Tensor) -> Tensor:
+    """Masks (N, H, W), as probabilities, of cells k (N,) of a grid: the product of a row's and a column's.
+
+    columns, rows (S, H, W): mask logits. `DecoupledHead.cell_masks` is the same for a batch.
+    Source: slides:decoupled-solo.
+    """
+    return columns[k % len(columns)].sigmoid() * rows[k // len(columns)].sigmoid()

@@ -69,6 +69,9 @@ TINY = {
     "blendmask": Tiny("BlendMask", "shapes-blendmask"),
     "panoptic-condinst": Tiny("CondInst with stuff", "shapes-panoptic-condinst", iterations=2000),
     "mask-rcnn": Tiny("Mask R-CNN", "shapes-mask-rcnn", iterations=1500),
+    "solo": Tiny("SOLO", "shapes-solo", iterations=1500),
+    "solo-no-coordconv": Tiny("SOLO without CoordConv", "shapes-solo", ("head.coordinates=False",), iterations=1500),
+    "decoupled-solo": Tiny("Decoupled SOLO", "shapes-decoupled-solo", iterations=1500),
 }
 
 

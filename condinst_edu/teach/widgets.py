@@ -14,9 +14,11 @@ import traitlets
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from condinst_edu.blendmask import BlendMask
+from condinst_edu.teach.blending import Blend, averaged, blends_of, with_attention
 from condinst_edu.teach.click_canvas import CSS, ESM
 from condinst_edu.teach.interactive import Segment, Targets, describe, describe_targets, look, targets_of
-from condinst_edu.teach.pictures import draw_boxes, show_targets
+from condinst_edu.teach.pictures import draw_boxes, show_blend, show_targets
 from condinst_edu.teach.segment_pictures import (
     data_url,
     figure_png,
@@ -209,3 +211,60 @@ def explore_targets(
     The arguments are those of `targets_of`, the plain function; the sliders begin at them.
     """
     return ExploreTargets(image, target, strides, ranges, radius, center)
+
+
+# ------------------------------------------------------------------------------------------------------ explore blend
+
+
+class ExploreBlend(WithPicture, ipywidgets.VBox):
+    """Sliders: which instance of `blends_of`, and to how many cells its attention is averaged; blend: what is shown."""
+
+    blend: Blend
+
+    def __init__(self, model: BlendMask, image: Tensor, class_names: Sequence[str]) -> None:
+        self.image, self.class_names = image, class_names
+        self.found = blends_of(model, image)[:20]
+        if not self.found:
+            raise ValueError("the model finds nothing on this image")
+        side = self.found[0].attention.shape[-1]
+        style, wide = {"description_width": "14em"}, ipywidgets.Layout(width="34em")
+        self.instance = ipywidgets.IntSlider(
+            0, min=0, max=len(self.found) - 1, description="instance, surest first", style=style, layout=wide
+        )
+        self.cells = ipywidgets.IntSlider(
+            side, min=1, max=side, description="cells along a side", style=style, layout=wide
+        )
+        self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
+        self.line = ipywidgets.HTML()
+        self._update()
+        super().__init__([self.instance, self.cells, self.line, self.picture])
+        for control in (self.instance, self.cells):
+            control.observe(self._update, names="value")
+
+    @property
+    def text(self) -> str:  # type: ignore[override]
+        """One line: "ring 0.87, attention of 7 x 7, mask 612 pixels"."""
+        label, cells = self.blend.label, self.cells.value
+        name = self.class_names[label - 1] if label <= len(self.class_names) else f"class {label}"
+        return (
+            f"{name} {self.blend.score:.2f}, attention of {cells} x {cells}, mask {int(self.blend.mask.sum())} pixels"
+        )
+
+    def figure(self) -> Figure:
+        """The figure of `show_blend` for what is chosen."""
+        return show_blend(self.image, self.blend, f"{self.cells.value} x {self.cells.value}")
+
+    def _update(self, _: Any = None) -> None:
+        chosen = self.found[self.instance.value]
+        self.blend = with_attention(chosen, averaged(chosen.attention, self.cells.value))
+        self.picture.value = figure_png(self.figure())
+        self.line.value = f'<p role="status">{self.text}</p>'
+
+
+def explore_blend(model: BlendMask, image: Tensor, class_names: Sequence[str] = ()) -> ExploreBlend:
+    """A widget on an image (3, H, W) in [0, 1]: how BlendMask mixes an instance's mask, with a coarser attention too.
+
+    class_names: of labels 1, 2, ... The plain functions are `blends_of`, `with_attention` and `averaged` of
+    `condinst_edu.teach.blending`. Errors: ValueError where the model finds nothing.
+    """
+    return ExploreBlend(model, image, class_names)

@@ -674,3 +674,5 @@ for entry in papers.ERRATA.values():
 # condinst-edu train folder-condinst --data photos --out runs/photos
 # condinst-edu predict new.jpg --weights runs/photos/model.safetensors --out runs/new
 # ```
+#
+# Next: [lesson 5](05_attention_maps.ipynb), other ways to turn a detection into a mask.

@@ -107,8 +107,8 @@ figure
 # $$u_{ij} = \Big(x_0 + \tfrac{j + 1/2}{m} (x_1 - x_0), \;\; y_0 + \tfrac{i + 1/2}{m} (y_1 - y_0)\Big),
 # \qquad \text{which is } \; u_{ij} / s - \tfrac12 \; \text{in cells of } B.$$
 #
-# This is RoIAlign with one sample in a cell. The half cell: cell 0 covers the pixels from 0 to $s$, so its middle, where
-# its value belongs, is at $s / 2$. Plain loops, against the library:
+# This is RoIAlign with one sample in a cell. The half cell: cell 0 covers the pixels from 0 to $s$, so its middle,
+# where its value belongs, is at $s / 2$. Plain loops, against the library:
 
 # %%
 from condinst_edu.blendmask import blend, crop_bases, crop_masks, merge_bases, paste_masks
@@ -339,9 +339,10 @@ pic.add_legend(figure, [f"basis {k}" for k in range(4)])
 figure
 
 # %% [markdown]
-# Three bases divide the box among them **by place**, and the fourth takes the corners, for rings and triangles alike. The
-# bases came out *position-sensitive*: one fires on lower parts, whatever they are parts of. So two neighbours can be
-# told apart where they touch: there one's lower part meets the other's upper part, and each belongs to another basis.
+# Three bases divide the box among them **by place**, and the fourth takes the corners, for rings and triangles alike.
+# The bases came out *position-sensitive*: one fires on lower parts, whatever they are parts of. So two neighbours can
+# be told apart where they touch: there one's lower part meets the other's upper part, and each belongs to another
+# basis.
 #
 # If so, the maps must be redundant. Four ways to make less of them: give all objects the *same* map, the mean over the
 # objects of other images; make that one-hot, which is FCIS with 4 bases; cut each 7 x 7 matrix to rank $r$, the sum of
@@ -379,20 +380,20 @@ for rank in (2, 1):
 print(f"own attention, one cell       {mask_ap(model, partial(averaged, cells=1)):.1f}")
 
 # %% [markdown]
-# In this miniature the map is worth nearly everything, and an *own* map nearly nothing: our shapes fill their boxes alike.
-# (COCO's people and skis do not.) Rank 2 is enough, which is what factored attention builds on. One cell fails
+# In this miniature the map is worth nearly everything, and an *own* map nearly nothing: our shapes fill their boxes
+# alike. (COCO's people and skis do not.) Rank 2 is enough, which is what factored attention builds on. One cell fails
 # altogether: the bases were made for places. A YOLACT learns other bases, for which a vector is right.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
-# The surprise is the second row. Ask which objects would need a map of their own (long ones, slanted ones, hidden ones),
-# and why a truncated map is not the same as factored attention (there all instances share the patterns).
+# The surprise is the second row. Ask which objects would need a map of their own (long ones, slanted ones, hidden
+# ones), and why a truncated map is not the same as factored attention (there all instances share the patterns).
 
 # %% [markdown]
 # ## Does it learn?
 #
-# The same backbone, data, seed and number of iterations as tiny CondInst; 4 bases at stride 2, attention of 7 x 7, masks
-# of 28 x 28. Computed now, on 50 held-out images:
+# The same backbone, data, seed and number of iterations as tiny CondInst; 4 bases at stride 2, attention of 7 x 7,
+# masks of 28 x 28. Computed now, on 50 held-out images:
 
 # %% tags=["demo"]
 from condinst_edu.teach.tiny import read_card, score_tiny
@@ -435,9 +436,9 @@ for name in wrong:
 pic.show_panels(panels, columns=3)
 
 # %% [markdown]
-# A *vector* mixes all places everywhere: next to nothing is left. *Without softmax* the amounts are wrong, the signs mostly
-# right. *Nearest* costs little: the attention's edges are not the mask's. *Not aligned* reads half a cell away, which is
-# one pixel here, and small objects feel it. *Transposed* pastes masks mirrored, which round things survive.
+# A *vector* mixes all places everywhere: next to nothing is left. *Without softmax* the amounts are wrong, the signs
+# mostly right. *Nearest* costs little: the attention's edges are not the mask's. *Not aligned* reads half a cell away,
+# which is one pixel here, and small objects feel it. *Transposed* pastes masks mirrored, which round things survive.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 5
@@ -551,7 +552,13 @@ for name, value in fitted.items():
 # %% [markdown]
 # ## Play
 #
-# The same instance, with its attention averaged to fewer and fewer cells. Choose another instance, or another image.
+# Choose an instance, and average its attention to fewer and fewer cells. Where does its mask break? Without a browser
+# there is a static picture, and `with_attention` gives the same:
+
+# %% tags=["play"]
+from condinst_edu.teach import explore_blend
+
+explore_blend(model, photo, class_names)
 
 # %% tags=["play", "demo"]
 from condinst_edu.teach.blending import with_attention

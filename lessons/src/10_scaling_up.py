@@ -220,7 +220,7 @@ from condinst_edu.engine.schedule import rate_factor
 
 
 def descend(size, rate):
-    """Distance from the goal after every 64 visits; the gradient of each visit has noise."""
+    """Where it is after every 64 visits; the gradient of each visit has noise."""
     noise, x, way = torch.randn(3200, generator=torch.Generator().manual_seed(0)), 1.0, []
     for i in range(0, 3200, size):
         x -= rate * (x + float(noise[i : i + size].mean()))
@@ -235,7 +235,7 @@ for name in ("step", "cosine", "poly"):
 for size, rate in ((16, 0.02), (64, 0.08), (64, 0.02), (4, 0.02)):
     right.plot(range(64, 3201, 64), descend(size, rate), label=f"batch {size}, rate {rate}")
 left.set(xlabel="iteration", ylabel="learning rate"), left.legend(fontsize=8)
-right.set(xlabel="visits", ylabel="distance"), right.legend(fontsize=8)
+right.set(xlabel="visits", ylabel="x (goal: 0)"), right.legend(fontsize=8)
 for gpus, each in ((8, 2), (1, 4), (4, 16)):
     k = gpus * each / coco.batch_size
     print(f"{gpus} GPUs, {each} images each: --batch-size {gpus * each}", end=" ")
