@@ -1,8 +1,9 @@
 """The routes to a panoptic result, behind one interface: this library's models on things and stuff.
 
 CondInst and BlendMask find instances, a semantic branch finds stuff, and both are fused (`PanopticModel`); DR1Mask's
-panoptic layer lets stuff and instances compete for each pixel; AdaptIS fills the picture point by point. All learn from
-targets that hold every segment, and give "panoptic" and "segments_info" beside their instances.
+panoptic layer lets stuff and instances compete for each pixel. (AdaptIS, which fills the picture point by point, is
+panoptic by itself, with `num_things`.) All learn from targets that hold every segment, and give "panoptic" and
+"segments_info" beside their instances.
 
 Legend: K classes of things, S of stuff, N instances, H, W image, h, w map. Labels count things first, then stuff.
 """
@@ -11,11 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import masks_to_boxes
 
-from condinst_edu.adaptis import AdaptIS
 from condinst_edu.blendmask import BlendMask
 from condinst_edu.condinst import CondInst
 from condinst_edu.dr1mask import DR1Mask
@@ -72,59 +70,7 @@ class UnifiedPanopticModel(nn.Module):
         return fuse({**things, "scores": result["scores"][sure]}, stuff, self.min_score, 1.0, self.min_stuff)
 
 
-class WholePanopticModel(nn.Module):
-    """A model that fills the picture by itself, instance by instance, with a map of classes of its own.
-
-    instances: in training it takes a map `semantic` (H, W) in every target, 0..S - 1 stuff, S + label - 1 things, -1
-    void, beside full-size masks; `panoptic(image)` is its result, as of `fuse`, in the image's pixels. num_things: K;
-    num_stuff: S. forward: as PanopticModel's, with the losses of the model's own; masks are those of the segments,
-    whose ids are read at the nearest pixel for another output size.
-    """
-
-    mask_stride = None  # masks are full-size
-
-    def __init__(self, instances: nn.Module, num_things: int, num_stuff: int) -> None:
-        super().__init__()
-        self.instances, self.num_things, self.num_stuff = instances, num_things, num_stuff
-
-    def forward(
-        self,
-        images: Sequence[Tensor],
-        targets: Sequence[Target] | None = None,
-        output_sizes: Sequence[Size] | None = None,
-    ) -> Any:
-        if self.training and targets is not None:
-            return self.instances(images, [self.with_classes(target) for target in targets])
-        sizes = output_sizes or [(image.shape[-2], image.shape[-1]) for image in images]
-        return [self.segment(image, size) for image, size in zip(images, sizes, strict=True)]
-
-    def with_classes(self, target: Target) -> dict[str, Tensor]:
-        """The target of the things with the map of classes."""
-        things, stuff = split_target(target, self.num_things)
-        classes = stuff - 1 + (stuff < 0).long()  # void stays -1
-        for mask, label in zip(things["masks"], things["labels"], strict=True):
-            classes = torch.where(mask, self.num_stuff + label - 1, classes)
-        return {**things, "semantic": classes}
-
-    def segment(self, image: Tensor, size: Size) -> dict[str, Any]:
-        """One image's segments, and its instances as other models give them."""
-        found: Panoptic = self.instances.panoptic(image)  # type: ignore[operator]
-        ids = F.interpolate(found["panoptic"][None, None].double(), size, mode="nearest-exact")[0, 0].long()
-        areas = {i: n for i, n in zip(*(x.tolist() for x in ids.unique(return_counts=True)), strict=True)}
-        kept = [{"score": None, **s, "area": areas[s["id"]]} for s in found["segments_info"] if s["id"] in areas]
-        things = sorted((s for s in kept if s["isthing"]), key=lambda s: -s["score"])
-        masks = ids == ids.new_tensor([s["id"] for s in things])[:, None, None]
-        return {
-            "boxes": masks_to_boxes(masks) + ids.new_tensor([0, 0, 1, 1]),
-            "labels": ids.new_tensor([s["category_id"] for s in things]),
-            "scores": torch.tensor([s["score"] for s in things], device=ids.device),
-            "masks": masks,
-            "panoptic": ids,
-            "segments_info": kept,
-        }
-
-
-PANOPTIC_MODELS = PanopticModel | UnifiedPanopticModel | WholePanopticModel
+PANOPTIC_MODELS = PanopticModel | UnifiedPanopticModel  # AdaptIS gives segments by itself (`num_things`)
 
 # ------------------------------------------------------------------------------------------------------- constructors
 
@@ -202,12 +148,3 @@ def panoptic_dr1mask(
     """
     instances = DR1Mask(num_things, num_stuff=num_classes - num_things, attention=attention, **dr1mask)
     return UnifiedPanopticModel(instances, num_things, stride=instances.stride, **(fusion or {}))
-
-
-def panoptic_adaptis(num_classes: int = 133, num_things: int = 80, **adaptis: Any) -> WholePanopticModel:
-    """AdaptIS on things and stuff: points are proposed outside stuff until every thing is segmented.
-
-    num_classes, num_things: as of `panoptic_condinst`; all else goes to AdaptIS. Source: adaptis:greedy-aggregation.
-    """
-    num_stuff = num_classes - num_things
-    return WholePanopticModel(AdaptIS(num_things, stuff=num_stuff, **adaptis), num_things, num_stuff)

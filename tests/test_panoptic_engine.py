@@ -23,7 +23,7 @@ from condinst_edu.engine.panoptic import draw_panoptic, named
 from condinst_edu.engine.recipe import build_model
 from condinst_edu.errors import UserError
 from condinst_edu.panoptic import PanopticModel, evaluate_coco_panoptic
-from condinst_edu.panoptic_models import UnifiedPanopticModel, WholePanopticModel, panoptic_condinst
+from condinst_edu.panoptic_models import UnifiedPanopticModel, panoptic_condinst
 from condinst_edu.recipes import get_recipe
 
 REAL = Path(os.environ.get("CONDINST_REAL", Path(__file__).resolve().parents[2] / "shared" / "real"))
@@ -235,44 +235,7 @@ def test_unified_model_hands_on_things_and_stuff() -> None:
         same(losses[name], expected[name], 1e-6)
 
 
-def test_whole_model_hands_on_classes() -> None:
-    """AdaptIS gets the things and a class of every pixel: stuff first, then things, -1 for void."""
-    model = WholePanopticModel(nn.Identity(), num_things=5, num_stuff=4)
-    masks = torch.zeros(4, 6, 9, dtype=torch.bool)
-    masks[0, :2], masks[1, 2:4, :5], masks[2, 4:], masks[3, 2:4, 6:] = True, True, True, True
-    target = {"masks": masks, "boxes": torch.zeros(4, 4), "labels": torch.tensor([6, 3, 9, 1])}
-    own = model.with_classes(target)
-    assert own["labels"].tolist() == [3, 1]
-    expected = torch.full((6, 9), -1)
-    for mask, label in zip(masks, (0, 4 + 2, 3, 4 + 0), strict=True):
-        expected[mask] = label
-    assert torch.equal(own["semantic"], expected)
-
-
-def test_whole_model_at_another_size() -> None:
-    """Segments of AdaptIS in the output's pixels, and its things as instances, best first."""
-
-    class Fixed(nn.Module):
-        def panoptic(self, image: Any) -> dict[str, Any]:
-            ids = torch.zeros(10, 20, dtype=torch.int64)
-            ids[:4], ids[4:, :10], ids[4:, 10:18], ids[9, 19] = 1, 2, 3, 4
-            rows = [{"id": i, "category_id": i, "isthing": True, "score": i / 10, "area": 1} for i in (1, 2, 4)]
-            return {"panoptic": ids, "segments_info": [*rows, {"id": 3, "category_id": 8, "isthing": False, "area": 1}]}
-
-    model = WholePanopticModel(Fixed(), num_things=5, num_stuff=4).eval()
-    (found,) = model([torch.zeros(3, 10, 20)], output_sizes=[(5, 10)])
-    assert [(s["id"], s["area"], s["score"]) for s in found["segments_info"]] == [
-        (1, 20, 0.1),
-        (2, 15, 0.2),
-        (4, 1, 0.4),
-        (3, 12, None),
-    ]
-    assert found["labels"].tolist() == [4, 2, 1]
-    assert found["boxes"].tolist() == [[9, 4, 10, 5], [0, 2, 5, 5], [0, 0, 10, 2]]
-    assert found["masks"].sum(dim=(1, 2)).tolist() == [1, 15, 20]
-
-
-def test_whole_model_by_the_command_line(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_adaptis_by_the_command_line(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--data", str(shapes), "--out", str(tmp_path / "run"), "--iterations", "2", "--batch-size", "2"]
     assert run(["train", "shapes-panoptic-adaptis", *out, "--set", "limit=3"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

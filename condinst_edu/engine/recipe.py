@@ -19,7 +19,7 @@ from condinst_edu.dr1mask import DR1Mask
 from condinst_edu.errors import UserError
 from condinst_edu.fcos import FCOS
 from condinst_edu.mask_rcnn import MaskRCNN
-from condinst_edu.panoptic_models import panoptic_adaptis, panoptic_blendmask, panoptic_condinst, panoptic_dr1mask
+from condinst_edu.panoptic_models import panoptic_blendmask, panoptic_condinst, panoptic_dr1mask
 from condinst_edu.solo import SOLO, DecoupledSOLO
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -34,7 +34,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "panoptic-condinst": panoptic_condinst,
     "panoptic-blendmask": panoptic_blendmask,
     "panoptic-dr1mask": panoptic_dr1mask,
-    "panoptic-adaptis": panoptic_adaptis,
 }
 # Those that hand arguments which they do not know on to other constructors.
 PASSES_ON: dict[str, tuple[Callable[..., nn.Module], ...]] = {
@@ -44,7 +43,6 @@ PASSES_ON: dict[str, tuple[Callable[..., nn.Module], ...]] = {
     "panoptic-condinst": (FCOS, CondInst),
     "panoptic-blendmask": (FCOS, BlendMask),
     "panoptic-dr1mask": (FCOS, DR1Mask),
-    "panoptic-adaptis": (AdaptIS,),
 }
 
 
@@ -64,7 +62,6 @@ class Recipe:
         "panoptic-condinst",
         "panoptic-blendmask",
         "panoptic-dr1mask",
-        "panoptic-adaptis",
     ] = "condinst"
     """Which model."""
     model_args: dict[str, Any] = field(default_factory=dict)

@@ -121,8 +121,8 @@ def shapes_panoptic_adaptis() -> Recipe:
         "branch_width": 16,
         "points": 6,
     }
-    recipe = panoptic_shapes(dataclasses.replace(shapes_fcos(), model="adaptis"), {})
-    return dataclasses.replace(recipe, model_args=model_args, batch_size=4, lr=3e-3)
+    recipe = panoptic_shapes(shapes_fcos(), {})
+    return dataclasses.replace(recipe, model="adaptis", model_args=model_args, batch_size=4, lr=3e-3)
 
 
 def shapes_mask_rcnn() -> Recipe:
