@@ -244,53 +244,6 @@ class PanopticModel(nn.Module):
         return stuff_loss(logits, padded)
 
 
-class UnifiedPanopticModel(nn.Module):
-    """An instance model whose own layer gives logits of stuff and of every instance, which compete for each pixel.
-
-    instances: in training it takes a map `stuff` (H, W) in every target, a class from 1 or 0 for none, beside full-size
-    masks; in evaluation its results have "panoptic_logits" (S + N, h, w) at `stride` pixels, things in the order of the
-    results. num_things: K; the others: see `fuse`. Instances below min_score do not compete; a pixel goes to the
-    largest logit, so none is lost to another and `max_lost` is not asked. forward: as PanopticModel's, with all losses
-    of the instance model's own. Source: dr1mask:panoptic-layer (how it is read out; the paper leaves that open).
-    """
-
-    mask_stride = None  # masks are full-size
-
-    def __init__(
-        self, instances: nn.Module, num_things: int, stride: int = 4, min_score: float = 0.45, min_stuff: int = 64 * 64
-    ) -> None:
-        super().__init__()
-        self.instances, self.num_things, self.stride = instances, num_things, stride
-        self.min_score, self.min_stuff = min_score, min_stuff
-
-    def forward(
-        self,
-        images: Sequence[Tensor],
-        targets: Sequence[Target] | None = None,
-        output_sizes: Sequence[Size] | None = None,
-    ) -> Any:
-        if self.training and targets is not None:
-            pairs = [split_target(target, self.num_things) for target in targets]
-            return self.instances(images, [{**things, "stuff": stuff.clamp(min=0)} for things, stuff in pairs])
-        results = self.instances(images, output_sizes=output_sizes)
-        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        for result, size, output in zip(results, sizes, output_sizes or sizes, strict=True):
-            result |= self.read_out(result, size, output)
-            del result["panoptic_logits"]
-        return results
-
-    def read_out(self, result: Target, size: Size, output_size: Size) -> Panoptic:
-        """One image's map of segments from its logits and its instances' labels and scores."""
-        logits, sure = result["panoptic_logits"], result["scores"] >= self.min_score
-        num_stuff = len(logits) - len(sure)
-        logits = torch.cat([logits[:num_stuff], logits[num_stuff:][sure]])
-        winner = resize_logits(logits, self.stride, size, output_size).argmax(dim=0)
-        thing = torch.arange(num_stuff, len(logits), device=winner.device)
-        things = {"masks": winner == thing[:, None, None], "labels": result["labels"][sure]}
-        stuff = stuff_segments((winner + 1).masked_fill(winner >= num_stuff, 0), self.num_things)
-        return fuse({**things, "scores": result["scores"][sure]}, stuff, self.min_score, 1.0, self.min_stuff)
-
-
 # ------------------------------------------------------------------------------------------------------------- quality
 
 
@@ -344,8 +297,12 @@ def match_segments(truth: Panoptic, found: Panoptic, isthing: Mapping[int, Any])
         if t not in true or f not in guess or true[t].get("iscrowd"):
             continue
         category = true[t]["category_id"]
+        if category != guess[f]["category_id"]:
+            continue
         union = area[f] + true[t]["area"] - pixels - shared.get((0, f), 0)
-        if category == guess[f]["category_id"] and pixels / union > 0.5:
+        if union <= 0:
+            raise ValueError(f"the area of the true segment {t} is less than what is found of it")
+        if pixels / union > 0.5:
             counts[category].tp += 1
             counts[category].iou += pixels / union
             matched |= {("true", t), ("found", f)}

@@ -31,7 +31,7 @@ from condinst_edu.layers.fpn import FPN
 from condinst_edu.layers.images import Batch, make_batch
 from condinst_edu.layers.unified import OUTSIDE, PanopticLayer, mean_embeddings, paste_logits
 from condinst_edu.layers.upsample import upsample_to
-from condinst_edu.panoptic import UnifiedPanopticModel
+from condinst_edu.panoptic_models import UnifiedPanopticModel
 from condinst_edu.papers import naive_dr1mask as naive
 from condinst_edu.progress import progress_bar
 from condinst_edu.recipes import dr1mask as dr1mask_recipes

@@ -94,6 +94,20 @@ def test_missing_and_extra_images(tmp_path: Path) -> None:
         evaluate_coco_panoptic(truth, found)
 
 
+def test_predictions_need_annotations_alone(tmp_path: Path) -> None:
+    """Whatever else the file holds is not looked at, as in panopticapi; a true area that cannot be is said."""
+    case = next(c for c in json.loads((DATA / "pq.json").read_text()) if c["name"] == "syn_iou_exact_half")
+    truth, found = (write_case(tmp_path, name, case[name]) for name in ("truth", "found"))
+    expected = evaluate_coco_panoptic(truth, found)
+    found.write_text(json.dumps({"annotations": case["found"]["annotations"], "categories": [{}], "images": 7}))
+    assert evaluate_coco_panoptic(truth, found) == expected
+    for segment in case["truth"]["annotations"][0]["segments_info"]:
+        segment["area"] = 0
+    truth.write_text(json.dumps(case["truth"]))
+    with pytest.raises(UserError, match=r"the area of the true segment \d+ is less than what is found of it"):
+        evaluate_coco_panoptic(truth, truth, pred_folder=tmp_path / "truth")
+
+
 # ----------------------------------------------------------------------------------------- quality against a plain loop
 
 

@@ -22,8 +22,8 @@ from condinst_edu.engine.evaluate import evaluate, headline
 from condinst_edu.engine.panoptic import draw_panoptic, named
 from condinst_edu.engine.recipe import build_model
 from condinst_edu.errors import UserError
-from condinst_edu.panoptic import PanopticModel, UnifiedPanopticModel, evaluate_coco_panoptic
-from condinst_edu.panoptic_models import panoptic_condinst
+from condinst_edu.panoptic import PanopticModel, evaluate_coco_panoptic
+from condinst_edu.panoptic_models import UnifiedPanopticModel, panoptic_condinst
 from condinst_edu.recipes import get_recipe
 
 REAL = Path(os.environ.get("CONDINST_REAL", Path(__file__).resolve().parents[2] / "shared" / "real"))
@@ -233,6 +233,19 @@ def test_unified_model_hands_on_things_and_stuff() -> None:
     assert losses.keys() == expected.keys() >= {"loss_panoptic", "loss_mask"}
     for name in losses:
         same(losses[name], expected[name], 1e-6)
+
+
+def test_adaptis_by_the_command_line(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--data", str(shapes), "--out", str(tmp_path / "run"), "--iterations", "2", "--batch-size", "2"]
+    assert run(["train", "shapes-panoptic-adaptis", *out, "--set", "limit=3"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert {"mask", "semantic"} <= lines[0].keys()
+    weights = str(tmp_path / "run" / "model.safetensors")
+    assert run(["evaluate", weights, "--panoptic"]) == 0
+    photograph = str(next((shapes / "val").iterdir()))
+    assert run(["predict", photograph, "--weights", weights, "--panoptic", "--out", str(tmp_path / "found")]) == 0
+    assert (tmp_path / "found" / "panoptic.json").exists()
+    capsys.readouterr()
 
 
 def test_model_arguments_are_checked() -> None:

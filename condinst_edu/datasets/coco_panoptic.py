@@ -23,12 +23,14 @@ from condinst_edu.files import whole_file
 from condinst_edu.layers.images import Size
 from condinst_edu.panoptic import Panoptic
 
+PARTS = ("images", "annotations", "categories")
+
 
 class PanopticFiles:
     """A panoptic JSON file, checked, and the segment ids of its images, read when they are asked for.
 
     folder: of the PNGs; by default the file's name without .json. truth: the file must have categories, and its
-    segments an area; images are checked wherever it has them.
+    segments an area; of a prediction nothing but the annotations is read.
 
     Attributes: `path`; `image_ids`; `rows` {image id: its annotation}; `images` {image id: its entry}; `categories`;
     `isthing` {category id: bool}. files[image_id] -> panoptic (H, W) int64 and segments_info, as they are stored.
@@ -42,8 +44,8 @@ class PanopticFiles:
         if not self.folder.is_dir():
             raise UserError(f"folder {self.folder} with the PNGs of {path} does not exist or is no folder.")
         self.rows: dict[int, Item] = {row["image_id"]: row for row in data["annotations"]}
-        self.images: dict[int, Item] = {image["id"]: image for image in data.get("images", ())}
-        self.categories: list[Item] = data.get("categories", [])
+        self.images: dict[int, Item] = {image["id"]: image for image in data["images"]}
+        self.categories = data["categories"]
         self.isthing = {c["id"]: bool(c["isthing"]) for c in self.categories}
         self.image_ids = list(self.rows)
 
@@ -62,27 +64,29 @@ def read_ids(path: str | Path, size: Size | None = None) -> Tensor:
 
 
 def check_panoptic(data: Any, name: str, truth: bool) -> dict[str, list[Item]]:
-    """The data of a panoptic file if fields, ids and references are right; UserError names the first that is not."""
-    needed = ("annotations", "categories") if truth else ("annotations",)
-    for key in needed:
+    """Images, annotations and categories of a panoptic file if fields, ids and references are right.
+
+    Of a prediction the annotations alone. Errors: UserError names the first thing that is not right.
+    """
+    for key in ("annotations", "categories") if truth else ("annotations",):
         if not (isinstance(data, dict) and key in data):
             raise UserError(f"{name} is no COCO panoptic file: it has no '{key}'.")
-    for key in ("images", "annotations", "categories"):
-        rows = data.get(key, [])
+    lists = {key: data.get(key, []) if truth or key == "annotations" else [] for key in PARTS}
+    for key, rows in lists.items():
         if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
             raise UserError(f"{name}: '{key}' is not a list of objects.")
-    for i, image in enumerate(data.get("images", ())):
+    for i, image in enumerate(lists["images"]):
         check_image(image, f"{name}: images[{i}]")
-    for i, category in enumerate(data.get("categories", ())):
+    for i, category in enumerate(lists["categories"]):
         check_integer(category, "id", f"{name}: categories[{i}]")
         if category.get("isthing") not in (0, 1):
             raise UserError(f"{name}: categories[{i}] has no 'isthing' of 0 or 1.")
     for key in ("images", "categories"):
-        unique_ids(data.get(key, []), f"{name}: {key}")
-    known = {c["id"] for c in data["categories"]} if truth else None
-    for i, row in enumerate(data["annotations"]):
+        unique_ids(lists[key], f"{name}: {key}")
+    known = {c["id"] for c in lists["categories"]} if truth else None
+    for i, row in enumerate(lists["annotations"]):
         check_row(row, known, f"{name}: annotations[{i}]")
-    return data
+    return lists
 
 
 def check_row(row: Item, known: set[int] | None, where: str) -> None:
@@ -99,8 +103,8 @@ def check_row(row: Item, known: set[int] | None, where: str) -> None:
             raise UserError(f"{where}: segments_info[{k}]: 'id' is {segment['id']}, and a colour is 1 to 16777215.")
         if known is None:
             continue
-        if type(segment.get("area")) not in (int, float) or segment["area"] < 1:
-            raise UserError(f"{where}: segments_info[{k}]: 'area' is a number of pixels, at least 1.")
+        if type(segment.get("area")) not in (int, float) or segment["area"] < 0:
+            raise UserError(f"{where}: segments_info[{k}]: 'area' is a number of pixels.")
         if segment["category_id"] not in known:
             raise UserError(
                 f"{where}: segments_info[{k}]: 'category_id' is {segment['category_id']}, but the file has no category "

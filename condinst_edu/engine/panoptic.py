@@ -20,15 +20,8 @@ from condinst_edu.engine.checkpoint import Trained
 from condinst_edu.engine.distributed import gather_to_first, of_first, rank, world
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file, writable_folder
-from condinst_edu.panoptic import (
-    Counts,
-    Panoptic,
-    PanopticModel,
-    Scores,
-    UnifiedPanopticModel,
-    match_segments,
-    mean_quality,
-)
+from condinst_edu.panoptic import Counts, Panoptic, Scores, match_segments, mean_quality
+from condinst_edu.panoptic_models import PANOPTIC_MODELS
 from condinst_edu.progress import progress_bar
 
 
@@ -120,7 +113,7 @@ def predict_panoptic(trained: Trained, images: Sequence[Path], names: Sequence[s
 
 def require_panoptic(model: nn.Module) -> int:
     """The number of classes of things of a panoptic model; UserError for another one."""
-    if not (isinstance(model, PanopticModel | UnifiedPanopticModel) or (isinstance(model, AdaptIS) and model.whole)):
+    if not (isinstance(model, PANOPTIC_MODELS) or (isinstance(model, AdaptIS) and model.whole)):
         raise UserError("this model finds instances alone: --panoptic needs one that was trained on panoptic data")
     return model.num_things
 

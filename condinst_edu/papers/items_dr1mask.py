@@ -95,7 +95,7 @@ ITEMS = (
         symbols=(
             "condinst_edu.layers.unified.PanopticLayer",
             "condinst_edu.dr1mask.DR1Mask.panoptic_logits",
-            "condinst_edu.panoptic.UnifiedPanopticModel",
+            "condinst_edu.panoptic_models.UnifiedPanopticModel",
         ),
     ),
     Item(

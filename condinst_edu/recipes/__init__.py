@@ -25,6 +25,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-mask-rcnn": shapes.shapes_mask_rcnn,
     "shapes-panoptic-condinst": shapes.shapes_panoptic_condinst,
     "shapes-panoptic-dr1mask": shapes.shapes_panoptic_dr1mask,
+    "shapes-panoptic-adaptis": shapes.shapes_panoptic_adaptis,
     "folder-condinst": folder.folder_condinst,
     "shapes-solo": shapes.shapes_solo,
     "shapes-decoupled-solo": shapes.shapes_decoupled_solo,

@@ -112,6 +112,19 @@ def shapes_panoptic_dr1mask() -> Recipe:
     return panoptic_shapes(shapes_dr1mask(), {"attention": "vector", "attention_options": {}})
 
 
+def shapes_panoptic_adaptis() -> Recipe:
+    """Tiny AdaptIS with stuff: the toy problem's network on the shapes; the greedy algorithm fills the picture."""
+    model_args = {
+        "num_things": 5,
+        "backbone": "unet",
+        "backbone_options": {"width": 16, "max_width": 64},
+        "branch_width": 16,
+        "points": 6,
+    }
+    recipe = panoptic_shapes(shapes_fcos(), {})
+    return dataclasses.replace(recipe, model="adaptis", model_args=model_args, batch_size=4, lr=3e-3)
+
+
 def shapes_mask_rcnn() -> Recipe:
     """Tiny Mask R-CNN, to compare with: the same backbone, torchvision's own heads."""
     shared = ("backbone", "backbone_options", "channels", "score_threshold")

@@ -23,6 +23,7 @@ from condinst_edu.teach.variants import lesson_05 as l5
 from condinst_edu.teach.variants import lesson_06 as l6
 from condinst_edu.teach.variants import lesson_07 as l7
 from condinst_edu.teach.variants import lesson_08 as l8
+from condinst_edu.teach.variants import lesson_09 as l9
 from condinst_edu.teach.variants import lesson_10 as l10
 
 
@@ -367,6 +368,32 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         ),
         l10.divide_by_clamped: "the mean of counts that are at least `least` each: empty processes count as positives",
         l10.divide_by_mean_at_least: "`least` for each process: where positives are few, more processes weaken them",
+    },
+    "condinst_edu.panoptic.split_target": {
+        l9.split_void_as_things: "void learned as a thing: the branch is taught that nothing is something",
+        l9.split_things_as_void: "things left out of the map: the branch never learns where stuff ends",
+        l9.split_keeps_labels: "stuff with the labels of the data set: its classes begin at 1, behind that of things",
+        l9.split_stuff_from_zero: "stuff from 0: its first class is taken for things",
+    },
+    "condinst_edu.panoptic.fuse": {
+        l9.fuse_in_any_order: "instances in the order in which they come: a doubtful one covers a sure one",
+        l9.fuse_lets_rejected_block: (
+            "an instance that is left out keeps its pixels from those after it: they shrink, or are left out too"
+        ),
+        l9.fuse_keeps_all_things: "no limit on what an instance may lose: its crumbs become segments, all false",
+        l9.fuse_keeps_small_stuff: "no least area of stuff: specks of a wrong class become segments, all false",
+        l9.fuse_stuff_first: "stuff before things: whatever the semantic branch takes for stuff cuts into them",
+    },
+    "condinst_edu.teach.references.segment_counts": {
+        l9.match_void_counts: "void like any other pixel: what is found where nobody labelled anything is a mistake",
+        l9.match_any_category: "matches without a look at the category: a cat found as a dog is right",
+        l9.match_crowds_as_things: "a crowd as one large thing: it is missed by whoever finds the people in it",
+        l9.match_forgives_nothing: "every segment without a match is a mistake, also within a crowd or on void",
+    },
+    "condinst_edu.teach.references.panoptic_numbers": {
+        l9.quality_of_all_segments: "mistakes of both kinds counted whole: RQ is then no F1 score, and too low",
+        l9.quality_without_misses: "the precision in the place of RQ: what was missed costs nothing",
+        l9.quality_mean_over_segments: "SQ over all segments: mistakes count twice, in SQ and in RQ",
     },
     "condinst_edu.teach.references.learning_rates": {
         l10.rates_without_warmup: "no warm-up: the first steps, in which gradients are largest, are whole ones",

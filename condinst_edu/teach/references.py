@@ -4,7 +4,8 @@ Legend: N instances, L locations, K classes, R processes, T iterations.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torchvision.ops import sigmoid_focal_loss
 from condinst_edu.adaptis_greedy import aggregate
 from condinst_edu.engine.recipe import Recipe
 from condinst_edu.engine.schedule import rate_factor
+from condinst_edu.panoptic import Counts, Panoptic, match_segments
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2) -> Tensor:
@@ -97,6 +99,27 @@ def learning_rates(
     recipe = Recipe(iterations=iterations, warmup=warmup / iterations, warmup_factor=factor, milestones=shares)
     factors = torch.tensor([rate_factor(recipe, i) for i in range(iterations)], dtype=torch.float64)
     return lr * batch_size / 16 * factors
+
+
+def segment_counts(truth: Panoptic, found: Panoptic, isthing: Mapping[int, Any]) -> Tensor:
+    """`match_segments` as a table: sum of the matches' IoU, tp, fp and fn of each category, (K, 4) float32."""
+    return counts_table(match_segments(truth, found, isthing), isthing)
+
+
+def counts_table(counts: Mapping[int, Counts], isthing: Mapping[int, Any]) -> Tensor:
+    """Counts of an image as (K, 4) float32, in the order of the categories, zeros where there is nothing."""
+    rows = [counts.get(category, Counts()) for category in isthing]
+    return torch.tensor([[row.iou, row.tp, row.fp, row.fn] for row in rows])
+
+
+def panoptic_numbers(iou: Tensor, tp: Tensor, fp: Tensor, fn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """PQ, SQ and RQ of classes: sums of the matches' IoU and numbers of segments, each (K,), of which some segment is.
+
+    SQ is 0 where nothing was found.
+    """
+    rq = tp / (tp + 0.5 * fp + 0.5 * fn)
+    sq = iou / tp.clamp(min=1)
+    return sq * rq, sq, rq
 
 
 def decoupled_masks(columns: Tensor, rows: Tensor, k: Tensor) -> Tensor:

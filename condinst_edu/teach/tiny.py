@@ -32,7 +32,7 @@ from condinst_edu.engine.recipe import Recipe, override_model
 from condinst_edu.engine.train import open_split, train
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
-from condinst_edu.panoptic import PanopticModel
+from condinst_edu.panoptic_models import PANOPTIC_MODELS
 from condinst_edu.papers.reproduce_toy import toy_ap
 from condinst_edu.recipes import get_recipe
 
@@ -68,6 +68,7 @@ TINY = {
     "blendmask": Tiny("BlendMask", "shapes-blendmask"),
     "dr1mask": Tiny("DR1Mask", "shapes-dr1mask"),
     "dr1mask-none": Tiny("DR1Mask without A and B", "shapes-dr1mask", ("factors=none",)),
+    "panoptic-condinst": Tiny("CondInst with stuff", "shapes-panoptic-condinst", iterations=2000),
     "mask-rcnn": Tiny("Mask R-CNN", "shapes-mask-rcnn", iterations=1500),
     "solo": Tiny("SOLO", "shapes-solo", iterations=1500),
     "solo-no-coordconv": Tiny("SOLO without CoordConv", "shapes-solo", ("head.coordinates=False",), iterations=1500),
@@ -147,7 +148,7 @@ def score(model: nn.Module, folder: Path, progress: bool = False) -> dict[str, A
     """
     instances = CocoDataset(folder / "val", folder / "annotations" / "instances_val.json")
     scores = evaluate(model, instances, progress=progress)
-    if isinstance(model, PanopticModel):
+    if isinstance(model, PANOPTIC_MODELS):
         annotations = folder / "annotations" / "panoptic_val.json"
         dataset = PanopticDataset(folder / "val", annotations, folder / "panoptic_val")
         quality = evaluate(model, dataset, progress=progress)

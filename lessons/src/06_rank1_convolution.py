@@ -183,8 +183,7 @@ pic.show_maps(maps, columns=4, limit=1, width=2.2)
 # %% tags=["demo"]
 from timeit import repeat
 
-from condinst_edu.bench_dr1conv import dynamic_convolution
-
+from condinst_edu.bench.dr1conv import dynamic_convolution
 from condinst_edu.dr1mask import ContextLayer
 
 conv, layer = DR1Conv2d(32), ContextLayer(256, 32)

@@ -10,6 +10,7 @@ from condinst_edu.teach.exercises import (
     lesson_06,
     lesson_07,
     lesson_08,
+    lesson_09,
     lesson_10,
 )
 from condinst_edu.teach.exercises.base import Exercise
@@ -26,6 +27,7 @@ EXERCISES: dict[str, Exercise] = {
         lesson_06,
         lesson_07,
         lesson_08,
+        lesson_09,
         lesson_10,
     )
     for exercise in lesson.EXERCISES
