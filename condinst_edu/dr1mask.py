@@ -50,14 +50,23 @@ def rank1_weight(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return weight * torch.outer(b, a)
 
 
+def dr1conv(x: Tensor, weight: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
+    """Conv(X o A) o B: a static kernel, times other factors at every position.
+
+    x, a, b (B, D, H, W), None for a or b leaves that factor out (Table 1); weight (D, D, k, k), k odd. Returns
+    (B, D, H, W). A multiplies what each position gives to its neighbours, B what each position takes from them; Eq. 3
+    as printed multiplies by B inside the sum, which is another operation for all kernels but 1x1.
+    Source: dr1mask:eq-2 (1x1), dr1mask:eq-4.
+    """
+    y = F.conv2d(x if a is None else x * a, weight, padding=weight.shape[-1] // 2)
+    return y if b is None else y * b
+
+
 class DR1Conv2d(nn.Module):
-    """Dynamic rank-1 convolution: a static kernel, times other factors at every position: Conv(X o A) o B.
+    """Dynamic rank-1 convolution, the layer: see `dr1conv`.
 
     channels: D in and out; kernel: its side, odd. It has no bias, as the equations.
-    forward(x, a, b): x, a, b (B, D, H, W) -> (B, D, H, W); None for a or b leaves that factor out (Table 1).
-    A multiplies what each position gives to its neighbours, B what each position takes from them; Eq. 3 as printed
-    multiplies by B inside the sum, which is another operation for all kernels but 1x1.
-    Source: dr1mask:eq-2 (1x1), dr1mask:eq-4.
+    forward(x, a, b): x, a, b (B, D, H, W) -> (B, D, H, W). Source: dr1mask:eq-2 (1x1), dr1mask:eq-4.
     """
 
     def __init__(self, channels: int, kernel: int = 3) -> None:
@@ -67,8 +76,7 @@ class DR1Conv2d(nn.Module):
         self.conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=False)
 
     def forward(self, x: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
-        y = self.conv(x if a is None else x * a)
-        return y if b is None else y * b
+        return dr1conv(x, self.conv.weight, a, b)
 
 
 # ------------------------------------------------------------------------------------------------------------ context
@@ -205,8 +213,8 @@ class FactoredAttention(nn.Module):
         super().__init__()
         self.width, self.bases, self.rank = width, bases, rank
         self.num_parameters = bases * (width + rank)
-        self.u = nn.Parameter(1 + 0.5 * torch.randn(bases, rank, size))
-        self.v = nn.Parameter(1 + 0.5 * torch.randn(bases, rank, size))
+        self.u = nn.Parameter(1 + 0.1 * torch.randn(bases, rank, size))
+        self.v = nn.Parameter(1 + 0.1 * torch.randn(bases, rank, size))
 
     def start(self) -> Tensor:
         """As VectorAttention: the projection 0, the factors 1 / r."""
@@ -240,12 +248,12 @@ ATTENTION = {"vector": VectorAttention, "full": FullAttention, "factored": Facto
 def panoptic_targets(target: Target, stride: int, size: Size, num_stuff: int) -> Tensor:
     """The right channel of the panoptic logits for each cell: (*size) int64, -1 where there is none.
 
-    target: `stuff` (H, W), a class of stuff from 1 or 0, and the masks (M, H, W), the smallest of which counts.
+    target: `stuff` (H, W), classes of stuff from 1, none where it is less; masks (M, H, W), the smallest counts.
     """
     result = torch.full(size, -1, dtype=torch.int64, device=target["masks"].device)
     things = torch.arange(1, len(target["masks"]) + 1, device=result.device)
     thing = semantic_map(target["masks"], things, stride)
-    stuff = target["stuff"][stride // 2 :: stride, stride // 2 :: stride].long() - 1
+    stuff = target["stuff"][stride // 2 :: stride, stride // 2 :: stride].long().clamp(min=0) - 1
     result[: thing.shape[0], : thing.shape[1]] = torch.where(thing > 0, num_stuff + thing - 1, stuff)
     return result
 
@@ -257,7 +265,7 @@ class DR1Mask(nn.Module):
     """The whole model, in torchvision's interface.
 
     num_classes: K; basis: arguments of DR1Basis (width, norm, aligned); attention: "vector", "full" or "factored", and
-    attention_options, its arguments; factors: "ab", "a", "b" or "none"; context: where they are computed from, the
+    attention_size: R, of the last two; factors: "ab", "a", "b" or "none"; context: where they are computed from, the
     "box" tower, the "class" tower or the "fpn"; size: Q, cells along a side of a mask; mask_limit: positive locations
     of an image whose masks are trained, the best by score (None: all, as in BlendMask); semantic: weight of the
     auxiliary semantic loss, 0 leaves it out (the paper: 0.3); num_stuff: classes of stuff, 0 for no panoptic layer;
@@ -280,7 +288,7 @@ class DR1Mask(nn.Module):
         num_classes: int = 80,
         basis: dict[str, Any] | None = None,
         attention: Literal["vector", "full", "factored"] = "factored",
-        attention_options: dict[str, Any] | None = None,
+        attention_size: int = 14,
         factors: Literal["ab", "a", "b", "none"] = "ab",
         context: Literal["box", "class", "fpn"] = "box",
         size: int = 56,
@@ -303,7 +311,8 @@ class DR1Mask(nn.Module):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
         width = (basis or {}).get("width", 32)
-        self.attention = ATTENTION[attention](width, **(attention_options or {}))
+        options = {"size": attention_size} if attention != "vector" else {}
+        self.attention = ATTENTION[attention](width, **options)
         head = {"learned_scales": False, **(head or {}), "top_channels": self.attention.num_parameters}
         if context == "class" and head.get("shared_towers"):
             raise ValueError("context from the class tower needs a class tower: shared_towers must be False")

@@ -37,6 +37,8 @@ from condinst_edu.progress import progress_bar
 from condinst_edu.recipes import dr1mask as dr1mask_recipes
 from condinst_edu.recipes import get_recipe
 from condinst_edu.recipes.dr1mask import dr1mask_rows
+from condinst_edu.teach.factor_widget import change_factors
+from condinst_edu.teach.factoring import factored_of, show_factored, with_factors
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -197,7 +199,7 @@ def test_factored_attention_begins_flat() -> None:
     start = attention.start()
     assert (start[:-16] == 0).all()
     maps = attention.maps(start[-16:].view(1, 4, 4))
-    assert 0.5 < maps.mean() < 1.5
+    assert (maps - 1).abs().max() < 0.7
 
 
 def test_mean_embeddings() -> None:
@@ -706,10 +708,54 @@ def test_bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
 
 
 def test_dr1conv_is_hardly_dearer_than_a_convolution() -> None:
-    """The goal of `condinst-edu bench dr1conv`, on P3's map; the best of three, since other work disturbs."""
-    ratios = []
-    for _ in range(3):
+    """The goal of `condinst-edu bench dr1conv`, on P3's map; the best of a few tries, since other work disturbs."""
+    ratios = [torch.inf]
+    while min(ratios) > 1.35 and len(ratios) < 8:
         with progress_bar(False) as progress, torch.inference_mode():
             group = bench_dr1conv.compare(9, progress, "P3", 32, 8, (100, 136))
         ratios.append(group["DR1Conv"].facts["ratio"])
     assert min(ratios) <= 1.35
+
+
+# ------------------------------------------------------------------------------------------------------------- lesson
+
+
+def test_factored_instances() -> None:
+    """What lesson 6 shows of each instance is what the model does; unchanged factors change nothing."""
+    torch.manual_seed(0)
+    model = tiny_dr1mask(attention_size=5)
+    enliven(model, seeded(4))
+    model.eval()
+    image = torch.rand(3, 97, 131, generator=seeded(0))
+    with torch.no_grad():
+        (result,) = model([image])
+    instances = factored_of(model, image)
+    assert len(instances) >= len(result["labels"]) > 3
+    masks = torch.stack([instance.mask for instance in instances])
+    assert all((masks == mask).all(dim=(1, 2)).any() for mask in result["masks"])
+    first = instances[0]
+    assert first.maps.shape == (4, 5, 5)
+    assert first.projected.shape == (4, 14, 14)
+    same(with_factors(model, first, first.factors).logits, first.logits, 1e-5)
+    none = with_factors(model, first, 0 * first.factors)
+    assert (none.logits == 0).all()
+    assert show_factored(image, instances[:2]).axes
+    with pytest.raises(ValueError, match="VectorAttention, not FactoredAttention"):
+        factored_of(tiny_dr1mask(attention="vector"), image)
+
+
+def test_change_factors() -> None:
+    torch.manual_seed(0)
+    model = tiny_dr1mask()
+    enliven(model, seeded(4))
+    image = torch.rand(3, 97, 131, generator=seeded(0))
+    widget = change_factors(model.eval(), image, ["a", "b", "c"])
+    before = widget.changed.maps.clone()
+    widget.base.value, widget.times.value = 2, -3.0
+    assert torch.equal(widget.changed.maps[0], before[0])
+    assert not torch.equal(widget.changed.maps[1], before[1])
+    assert "s_21 = " in widget.text
+    assert bytes(widget.picture.value).startswith(b"\x89PNG")
+    model.fcos.score_threshold = 0.999
+    with pytest.raises(ValueError, match="finds nothing"):
+        change_factors(model, image)

@@ -15,7 +15,7 @@ ITEMS = (
         title="DR1Conv with a 1x1 kernel: other factors at every position",
         section="3.1",
         formula=r"y_{hw} = W'_{hw} x_{hw} = \left(W (x_{hw} \circ a_{hw})\right) \circ b_{hw}",
-        symbols=("condinst_edu.dr1mask.DR1Conv2d",),
+        symbols=("condinst_edu.dr1mask.dr1conv", "condinst_edu.dr1mask.DR1Conv2d"),
     ),
     Item(
         id="dr1mask:eq-3",
@@ -32,7 +32,7 @@ ITEMS = (
         title="DR1Conv over the whole map, in parallel",
         section="3.1",
         formula=r"Y = \mathrm{DR1Conv}_{A,B}(X) = \mathrm{Conv}(X \circ A) \circ B",
-        symbols=("condinst_edu.dr1mask.DR1Conv2d",),
+        symbols=("condinst_edu.dr1mask.dr1conv", "condinst_edu.dr1mask.DR1Conv2d"),
     ),
     Item(
         id="dr1mask:eq-5",

@@ -80,7 +80,7 @@ def shapes_dr1mask() -> Recipe:
         "head": {"tower_convs": 2, "norm": "gn", "learned_scales": True},
         "basis": {"width": 16},
         "attention": "factored",
-        "attention_options": {"size": 7},
+        "attention_size": 7,
         "size": 28,
         "mask_limit": 10,
     }

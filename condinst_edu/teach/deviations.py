@@ -20,6 +20,7 @@ from condinst_edu.teach.variants import lesson_02 as l2
 from condinst_edu.teach.variants import lesson_03 as l3
 from condinst_edu.teach.variants import lesson_04 as l4
 from condinst_edu.teach.variants import lesson_05 as l5
+from condinst_edu.teach.variants import lesson_06 as l6
 from condinst_edu.teach.variants import lesson_07 as l7
 from condinst_edu.teach.variants import lesson_08 as l8
 from condinst_edu.teach.variants import lesson_09 as l9
@@ -236,6 +237,41 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
         l4.semantic_from_corner: "read at pixels 0, s, 2s, ...: cells sit on pixels s//2, s + s//2, ...",
         l4.semantic_instances: "which object, not which class: a semantic map has labels",
     },
+    "condinst_edu.dr1mask.rank1_weight": {
+        l6.rank_one_added: "b a^T added: Eq. 1 multiplies, and only then can a and b be taken out of the product",
+        l6.rank_one_without_a: "without a: rows are scaled, columns are not",
+        l6.rank_one_without_b: "without b: columns are scaled, rows are not",
+        l6.rank_one_matrix_product: "a matrix product: the small circle multiplies number by number",
+    },
+    "condinst_edu.dr1mask.dr1conv": {
+        l6.dr1conv_b_before: (
+            "B before the convolution: it scales the inputs' channels like A, and has no say over the output"
+        ),
+        l6.dr1conv_as_printed: (
+            "Eq. 3 as printed, B inside the sum: every position scales what it gives, none what it takes"
+        ),
+        l6.dr1conv_swapped: "A and B swapped: A is for the inputs, B for the outputs",
+        l6.dr1conv_both_after: "A after the convolution too: the kernel sees what A was to hide from it",
+        l6.dr1conv_without_a: "without A: only the outputs are scaled",
+        l6.dr1conv_without_b: "without B: only the inputs are scaled",
+    },
+    "condinst_edu.layers.unified.mean_embeddings": {
+        l6.embeddings_summed: "the sum, not the mean: objects with many locations get the larger logits",
+        l6.embeddings_over_all: "divided by all locations of the image: every column is too small, and small ones most",
+        l6.embeddings_of_the_last: "the last location's embedding: the others of the object do not learn",
+    },
+    "condinst_edu.layers.upsample.upsample_to": {
+        l6.upsample_to_official: (
+            "the official aligned upsampling: one fine cell too far right and down, at every step of the pyramid"
+        ),
+        l6.upsample_to_half_pixel: (
+            "half-pixel centres, PyTorch's default: half a fine cell off from where strided convolutions put things"
+        ),
+        l6.upsample_to_stretched: (
+            "stretched to the finer map's size: at odd sizes the factor is not 2, and the error grows along the map"
+        ),
+        l6.upsample_to_cut_at_the_start: "cut at the left and at the top: what is surplus lies on the right and below",
+    },
     "condinst_edu.blendmask.merge_bases": {
         l5.merge_without_softmax: (
             "no softmax: weights of any size and sign, and attention of the same value everywhere is no longer a mean"
@@ -411,6 +447,9 @@ _TABLE: dict[str, dict[Callable[..., Any], str]] = {
 _ROWS = {
     "relative-to-the-middle": "condinst:table-3",
     "nms-by-box": "condinst:table-5",
+    "dr1conv-without-a": "dr1mask:table-1",
+    "dr1conv-without-b": "dr1mask:table-1",
+    "upsample-to-stretched": "dr1mask:table-5",
     "nfl-not-normalised": "adaptis:table-7",
     "nfl-is-bce": "adaptis:table-7",
 }

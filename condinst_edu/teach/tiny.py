@@ -67,6 +67,8 @@ TINY = {
     "condinst-factor4": Tiny("masks upsampled by 4", "shapes-condinst", ("factor=4",)),
     "blendmask": Tiny("BlendMask", "shapes-blendmask"),
     "panoptic-condinst": Tiny("CondInst with stuff", "shapes-panoptic-condinst", iterations=2000),
+    "dr1mask": Tiny("DR1Mask", "shapes-dr1mask"),
+    "dr1mask-none": Tiny("DR1Mask without A and B", "shapes-dr1mask", ("factors=none",)),
     "mask-rcnn": Tiny("Mask R-CNN", "shapes-mask-rcnn", iterations=1500),
     "solo": Tiny("SOLO", "shapes-solo", iterations=1500),
     "solo-no-coordconv": Tiny("SOLO without CoordConv", "shapes-solo", ("head.coordinates=False",), iterations=1500),
