@@ -711,4 +711,4 @@ print(f"                            after, as the code has it: {mask_ap(model):.
 # - From one number to a map is the step that matters; a map of low rank is enough, and cheap to predict.
 # - A crop gives every object the same number of cells, and never more than its box.
 #
-# Next: lesson 6, rank-1 dynamic convolution, where the bases get to know their objects.
+# Next: [lesson 6](06_rank1_convolution.ipynb), rank-1 dynamic convolution, where the bases get to know their objects.

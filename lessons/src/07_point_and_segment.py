@@ -701,4 +701,4 @@ print(f"without eps, as in the official MXNet code: {((x - x.mean()) / x.std()).
 # - Relative CoordConv tells alike objects apart; normalized focal loss keeps the push on hard pixels.
 # - Points, drawn one by one where nothing is segmented yet, give all objects without a box.
 #
-# Next: lesson 8, SOLO: a grid of places, and a mask for each.
+# Next: [lesson 8](08_location_as_category.ipynb), SOLO: a grid of places, and a mask for each.

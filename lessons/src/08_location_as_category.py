@@ -714,4 +714,4 @@ _ = solo.eval()
 # - Convolutions do not know where they are: coordinates tell them.
 # - $S$ rows and $S$ columns can stand for $S^2$ cells: $p(k) = p(i)\,p(j)$.
 #
-# Next: lesson 9, where every pixel gets a label: panoptic segmentation.
+# Next: [lesson 9](09_panoptic.ipynb), where every pixel gets a label: panoptic segmentation.
