@@ -109,7 +109,7 @@ def shapes_panoptic_condinst() -> Recipe:
 
 def shapes_panoptic_dr1mask() -> Recipe:
     """Tiny DR1Mask with the panoptic layer, a vector for each instance."""
-    return panoptic_shapes(shapes_dr1mask(), {"attention": "vector", "attention_options": {}})
+    return panoptic_shapes(shapes_dr1mask(), {"attention": "vector"})
 
 
 def shapes_panoptic_adaptis() -> Recipe:

@@ -308,7 +308,7 @@ from condinst_edu.coordinates import mass_centers
 from condinst_edu.layers.upsample import aligned_upsample
 
 UPSAMPLINGS = {"aligned": aligned_upsample}
-UPSAMPLINGS |= {n: d.function for n, d in DEVIATIONS.items() if n.startswith("upsample-")}
+UPSAMPLINGS |= {n: d.function for n, d in DEVIATIONS.items() if d.of.endswith(".aligned_upsample")}
 
 
 def distance_inside(size, stride, middle=(58.0, 33.0), radius=20.3):
