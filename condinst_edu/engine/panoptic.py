@@ -111,9 +111,14 @@ def predict_panoptic(trained: Trained, images: Sequence[Path], names: Sequence[s
     return writer.path
 
 
+def is_panoptic(model: nn.Module) -> bool:
+    """Whether a model's results have "panoptic" and "segments_info"."""
+    return isinstance(model, PANOPTIC_MODELS) or (isinstance(model, AdaptIS) and model.whole)
+
+
 def require_panoptic(model: nn.Module) -> int:
     """The number of classes of things of a panoptic model; UserError for another one."""
-    if not (isinstance(model, PANOPTIC_MODELS) or (isinstance(model, AdaptIS) and model.whole)):
+    if not is_panoptic(model):
         raise UserError("this model finds instances alone: --panoptic needs one that was trained on panoptic data")
     return model.num_things
 

@@ -7,16 +7,25 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from condinst_edu.engine.recipe import Recipe
+from condinst_edu.layers.deeplab import DeepLab
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD or AdamW; the weights and biases of normalisation layers are not decayed, as in the official code."""
-    norms: list[Tensor] = []
-    others: list[Tensor] = []
+    """SGD or AdamW; the weights and biases of normalisation layers are not decayed, as in the official code.
+
+    The ResNet of a DeepLab has its share of the learning rate.
+    """
+    share = {p: net.body_rate for net in model.modules() if isinstance(net, DeepLab) for p in net.body()}
+    parts: dict[tuple[bool, float], list[Tensor]] = {(False, 1.0): [], (True, 1.0): []}
     for module in model.modules():
-        kept = norms if isinstance(module, nn.GroupNorm | nn.modules.batchnorm._BatchNorm) else others
-        kept += [p for p in module.parameters(recurse=False) if p.requires_grad]
-    groups = [{"params": others, "weight_decay": recipe.weight_decay}, {"params": norms, "weight_decay": 0.0}]
+        norm = isinstance(module, nn.GroupNorm | nn.modules.batchnorm._BatchNorm)
+        for p in module.parameters(recurse=False):
+            if p.requires_grad:
+                parts.setdefault((norm, share.get(p, 1.0)), []).append(p)
+    groups = [
+        {"params": params, "weight_decay": 0.0 if norm else recipe.weight_decay, "share": rate}
+        for (norm, rate), params in parts.items()
+    ]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, recipe.beta2))
@@ -39,7 +48,7 @@ def rate_factor(recipe: Recipe, iteration: int) -> float:
 
 def set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, iteration: int) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = recipe.lr * rate_factor(recipe, iteration)
+        group["lr"] = recipe.lr * group.get("share", 1.0) * rate_factor(recipe, iteration)
 
 
 def average(model: nn.Module, decay: float) -> AveragedModel:
