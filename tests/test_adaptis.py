@@ -606,10 +606,23 @@ def test_the_backbone_runs_once_per_image(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("size", [(32, 48), (33, 49), (21, 38)])
-def test_unet_keeps_every_size(size: tuple[int, int]) -> None:
-    net = UNet(4, 16, 3).eval()
+def test_unet_keeps_every_size(size: tuple[int, int], frozen: bool) -> None:
+    net = UNet(4, 16, 3, frozen_upsampling=frozen).eval()
     assert net(torch.randn(2, 3, *size)).shape == (2, 4, *size)
+
+
+def test_unet_with_frozen_upsampling() -> None:
+    """It is twice the size, bilinear with half-pixel centres, and the only thing that is not trained."""
+    model = tiny(backbone_options={"width": 4, "max_width": 8, "depth": 2, "frozen_upsampling": True}).train()
+    images, targets = [torch.rand(3, 33, 41)], [random_targets(4, (33, 41), seeded(0))]
+    sum(model(images, targets).values()).backward()
+    untouched = [name for name, p in model.backbone.named_parameters() if p.grad is None]
+    assert untouched == ["up.0.upsample.weight", "up.1.upsample.weight"]
+    x = torch.rand(1, 4, 5, 7)
+    expected = F.interpolate(F.pad(x, (1, 1, 1, 1)), scale_factor=2, mode="bilinear")[..., 2:-2, 2:-2]  # 0 around
+    same(model.backbone.get_submodule("up.1.upsample")(x).detach(), expected, 1e-6)
 
 
 def test_deeplab() -> None:
