@@ -8,7 +8,6 @@ import pytest
 from test_cli import fails
 from test_engine import SAMPLE
 
-from condinst_edu.cli import run
 from condinst_edu.engine.recipe import build_model, override_model
 from condinst_edu.papers import ITEMS, TABLES, reproduce_toy
 from condinst_edu.papers import reproduce as miniature
