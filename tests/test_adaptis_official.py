@@ -20,17 +20,17 @@ from helpers import ROOT, same, same_to_scale
 from PIL import Image
 from torch import Tensor, nn
 
+import condinst_edu.adaptis
 from condinst_edu.adaptis import (
     AdaIN,
     AdaptIS,
     InstanceHead,
     dense_head,
     find_local_maxima,
-    mask_iou,
     point_features,
-    soft_proposal_labels,
 )
 from condinst_edu.adaptis_greedy import aggregate_official, blur
+from condinst_edu.adaptis_targets import AdaptiveThreshold, Queries, soft_proposal_labels
 from condinst_edu.coordinates import relative_coordconv
 from condinst_edu.layers.losses import normalized_focal_loss, normalized_focal_softmax_loss
 from condinst_edu.layers.unet import UpBlock, conv_relu_bn
@@ -221,23 +221,57 @@ def test_box_filter() -> None:
         same(blur(data["blur_in"], width), data[f"blur{width}"], 1e-6)
 
 
-def test_soft_proposal_labels() -> None:
-    """The official labels of the proposal branch, from the same masks.
+def test_adaptive_threshold() -> None:
+    """The official sequence of thresholds, over batches of masks; one has no object, one pixels that are ignored."""
+    data, steps = numbers("proposals_metrics_pytorch.npz"), facts("proposals_metrics_pytorch.json")["adaptive_iou"]
+    adaptive = AdaptiveThreshold(start=0.4)
+    for k, step in enumerate(steps):
+        threshold = adaptive(data[f"aiou_{k:02}/logits"][:, 0].sigmoid(), data[f"aiou_{k:02}/gt"][:, 0])
+        assert threshold.item() == pytest.approx(step["iou_thresh"], rel=0, abs=1e-9)
+    assert len(steps) == 12
+
+
+class GivenMasks(AdaptIS):
+    """An AdaptIS whose masks are given, and whose proposal logits are the features at the points."""
+
+    def __init__(self, masks: Tensor) -> None:
+        super().__init__(backbone_options={"width": 4, "depth": 1}, points=8, stage="proposals", soft_labels=True)
+        self.given, self.proposals = masks, nn.Sequential()
+
+    def logits(self, features: Tensor, image: Tensor, points: Tensor) -> Tensor:
+        return self.given
+
+
+@pytest.mark.parametrize("name", [f"proposals_loss_0{k}" for k in range(5)])
+def test_soft_labels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thresholds, labels, losses and gradients of the proposal branch with the official labels, from the same masks.
 
     Where a part of an object's surroundings is ignored, their mean probability inside subtracts it: an error of theirs
     that ours leave out (sample 0 of the last case).
     """
     data = numbers("proposals_metrics_pytorch.npz")
-    for case in facts("proposals_metrics_pytorch.json")["proposals"]:
-        name, points = case["case"], case["points"]
-        probabilities, truth = data[f"{name}/inst_logits"][:, 0].sigmoid(), data[f"{name}/gt"][:, 0]
-        iou = mask_iou(probabilities > case["iou_thresh_after"], truth).double()
-        iou[(truth < 0).flatten(1).all(dim=1)] = -1
-        inside = (truth > 0).flatten(1)
-        mean = (probabilities.flatten(1) * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1)
-        labels = soft_proposal_labels(iou.unflatten(0, (-1, points)), mean.double().unflatten(0, (-1, points)))
-        checked = slice(1 if "partially ignored" in case["note"] else 0, None)
-        same(labels[checked], data[f"{name}/labels"][checked], 1e-5)
+    (case,) = (c for c in facts("proposals_metrics_pytorch.json")["proposals"] if c["case"] == name)
+    count = case["points"]
+    model = GivenMasks(data[f"{name}/inst_logits"][:, 0])
+    labels = []
+
+    def keep(*arguments: Tensor) -> Tensor:
+        labels.append(soft_proposal_labels(*arguments))
+        return labels[0]
+
+    monkeypatch.setattr(condinst_edu.adaptis, "soft_proposal_labels", keep)
+    features = data[f"{name}/proposals"].reshape(-1, 1, 1, count).requires_grad_()  # (B, 1, 1, P)
+    points = torch.stack([torch.arange(count), torch.zeros(count)], dim=1).repeat(case["batch"], 1)
+    image = torch.arange(case["batch"]).repeat_interleave(count)
+    loss = model.proposal_loss(features, Queries(points, image, data[f"{name}/gt"][:, 0]))
+    assert model.label_threshold is not None
+    assert model.label_threshold.value.item() == pytest.approx(case["iou_thresh_after"], rel=0, abs=1e-9)
+    checked = slice(1 if "partially ignored" in case["note"] else 0, None)
+    same(labels[0][checked], data[f"{name}/labels"][checked], 1e-5)
+    (grad,) = torch.autograd.grad(loss, features)
+    same(grad.flatten(1)[checked], data[f"{name}/grad"].view(-1, count)[checked], 1e-5)
+    if not checked.start:
+        same(loss.detach(), data[f"{name}/loss"].mean(), 1e-5)
 
 
 # -------------------------------------------------------------------------------------------------------- toy network
