@@ -282,8 +282,8 @@ class AdaptIS(nn.Module):
         options = dict(backbone_options or {})
         self.backbone = UNet(**options) if backbone == "unet" else DeepLab(backbone, **options)
         photographs = backbone != "unet"
-        self.divisor = 8 if photographs else 1
         channels, self.stride = self.backbone.out_channels, self.backbone.stride
+        self.divisor = 8 if photographs else self.stride
         self.head = InstanceHead(channels, self.stride, **{"separable": photographs, **(head or {})})
         self.semantic = dense_head(channels, self.stuff + self.num_things, branch_width, photographs)
         self.proposals = dense_head(channels, 1, branch_width, photographs)

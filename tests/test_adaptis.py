@@ -643,6 +643,39 @@ def test_unet_keeps_every_size(size: tuple[int, int], frozen: bool) -> None:
     assert net(torch.randn(2, 3, *size)).shape == (2, 4, *size)
 
 
+@pytest.mark.parametrize("finest", [1, 2])
+@pytest.mark.parametrize("size", [(32, 48), (33, 49), (21, 38)])
+def test_unet_without_the_last_steps_up(size: tuple[int, int], finest: int) -> None:
+    """What it gives is what the whole network has at that level, and its `stride` and `out_channels` say which."""
+    whole, net = UNet(4, 16, 4).eval(), UNet(4, 16, 4, finest).eval()
+    net.load_state_dict(
+        {k: v for k, v in whole.state_dict().items() if k in net.state_dict() and k[:5] != "final"}, False
+    )
+    levels: list[torch.Tensor] = []
+    for block in whole.up:
+        block.register_forward_hook(lambda *found: levels.append(found[2]))
+    x = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        whole(x)
+        found = net(x)
+        same(found, net.final(levels[3 - finest]), 1e-6)
+    stride = 2**finest
+    assert net.stride == stride
+    assert found.shape[1:] == (net.out_channels, -(-size[0] // stride), -(-size[1] // stride))
+    with pytest.raises(ValueError, match="finest is between 0 and depth - 1, not 4 of 4"):
+        UNet(4, 16, 4, 4)
+
+
+def test_a_head_at_half_size_trains_on_odd_images() -> None:
+    model = tiny(backbone_options={"width": 4, "max_width": 8, "depth": 2, "finest": 1}).train()
+    sizes = [(33, 41), (20, 35)]
+    images = [torch.rand(3, *size) for size in sizes]
+    losses = model(images, [random_targets(4, size, seeded(i)) for i, size in enumerate(sizes)])
+    assert all(loss.isfinite() for loss in losses.values())
+    found = model.eval()(images)
+    assert [tuple(result["masks"].shape[1:]) for result in found] == sizes
+
+
 def test_unet_with_frozen_upsampling() -> None:
     """It is twice the size, bilinear with half-pixel centres, and the only thing that is not trained."""
     model = tiny(backbone_options={"width": 4, "max_width": 8, "depth": 2, "frozen_upsampling": True}).train()

@@ -1,4 +1,4 @@
-"""U-Net as AdaptIS has it for its toy problem: an image in, features of the same size out.
+"""U-Net as AdaptIS has it for its toy problem: an image in, features of the same size out, or of half of it.
 
 Every block is convolution, ReLU, batch norm, in this order (as in the official code). A step down is a max pooling and
 two blocks; a step up doubles the map, puts the features of the same size beside it, and takes two blocks more.
@@ -20,29 +20,38 @@ def double_block(in_channels: int, middle: int, out_channels: int, bias: bool = 
 
 
 class UNet(nn.Module):
-    """(B, 3, H, W) -> (B, width, H, W), for any height and width.
+    """(B, 3, H, W) -> (B, out_channels, H / stride, W / stride), rounded up, for any height and width.
 
-    width: channels at full size, doubled at every step down as far as max_width; depth: steps; frozen_upsampling: the
-    form of the paper's own code on MXNet, with `UpBlock`s so and biases in the last two convolutions; without it, the
-    form of the official PyTorch branch. `stride` is 1 and `out_channels` is width.
+    width: channels at full size, doubled at every step down as far as max_width; depth: steps; finest: steps up that
+    are left out, each of which doubles `stride`, 1 at first; frozen_upsampling: the form of the paper's own code on
+    MXNet, with `UpBlock`s so and biases in the last two convolutions; without it, the form of the official PyTorch
+    branch. `out_channels` is width as long as at most one step is left out.
     Source: adaptis:table-1 (its U-Net; sizes as in the official code).
     """
 
-    stride = 1
-
-    def __init__(self, width: int = 32, max_width: int = 512, depth: int = 4, frozen_upsampling: bool = False) -> None:
+    def __init__(
+        self,
+        width: int = 32,
+        max_width: int = 512,
+        depth: int = 4,
+        finest: int = 0,
+        frozen_upsampling: bool = False,
+    ) -> None:
         super().__init__()
+        if not 0 <= finest < depth:
+            raise ValueError(f"finest is between 0 and depth - 1, not {finest} of {depth}")
         widths = [min(width * 2**i, max_width) for i in range(depth + 1)]
-        self.out_channels = width
+        self.stride = 2**finest
+        self.out_channels = out = widths[max(finest - 1, 0)]
         self.norm = nn.BatchNorm2d(3)  # the official network normalises what is normalised already
         inputs = [3, *widths]
         self.down = nn.ModuleList(double_block(i, o, o) for i, o in zip(inputs[:-1], widths, strict=True))
         # A step up ends with the channels of the next level, which then are not summed there but in the first step.
         self.up = nn.ModuleList(
             UpBlock(widths[depth] if i == depth - 1 else widths[i], widths[i], widths[max(i - 1, 0)], frozen_upsampling)
-            for i in reversed(range(depth))
+            for i in reversed(range(finest, depth))
         )
-        self.final = double_block(width, width, width, bias=frozen_upsampling)
+        self.final = double_block(out, out, out, bias=frozen_upsampling)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
