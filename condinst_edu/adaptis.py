@@ -40,9 +40,8 @@ from condinst_edu.adaptis_targets import (
     soft_proposal_labels,
 )
 from condinst_edu.coordinates import relative_coordconv
-from condinst_edu.fcos import Target, check_targets
 from condinst_edu.layers.deeplab import DeepLab, separable_block
-from condinst_edu.layers.images import Batch, Size, make_batch
+from condinst_edu.layers.images import Batch, Size, Target, check_targets, make_batch
 from condinst_edu.layers.losses import normalized_focal_loss, normalized_focal_softmax_loss
 from condinst_edu.layers.unet import UNet, conv_relu_bn
 

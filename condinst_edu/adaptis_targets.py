@@ -10,8 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from condinst_edu.fcos import Target
-from condinst_edu.layers.images import Size
+from condinst_edu.layers.images import Size, Target
 
 
 class Queries(NamedTuple):
