@@ -13,8 +13,10 @@ What it leaves open: Cityscapes is mirrored as the others are; one point in five
 official labels: --set soft_labels=True); an image has at most 500 proposals, the semantic loss a weight of 0.75, and
 the coordinates a third map, all as in the official code; ImageNet weights are torchvision's IMAGENET1K_V1, and
 ResNeXt-101 is its 32x8d. The tables have ResNet-50 and ResNet-101 on Mapillary and COCO too, where the text says that
-only ResNeXt-101 was trained. Panoptic files are read as of COCO: the converters of the data sets' authors write them
-(cityscapesscripts' createPanopticImgs; Mapillary's download has them). None of these recipes has been run to its end.
+only ResNeXt-101 was trained.
+`condinst-edu data cityscapes` writes Cityscapes' panoptic files; Mapillary's download (version 1.2) has them, and
+`condinst-edu data mapillary` writes them where they are missing (beside version 2.0 they lie in training/v1.2:
+--train-json, --train-panoptic and so on say so). None of these recipes has been run to its end here.
 """
 
 from pathlib import Path

@@ -125,7 +125,7 @@ def shapes_panoptic_adaptis() -> Recipe:
         "min_stuff": 200,
     }
     recipe = panoptic_shapes(shapes_fcos(), {})
-    return dataclasses.replace(recipe, model="adaptis", model_args=model_args, batch_size=4, lr=3e-3)
+    return dataclasses.replace(recipe, model="adaptis", model_args=model_args, batch_size=4)
 
 
 def shapes_mask_rcnn() -> Recipe:
