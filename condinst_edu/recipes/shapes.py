@@ -121,6 +121,7 @@ def shapes_panoptic_adaptis() -> Recipe:
         "branch_width": 16,
         "points": 6,
         "propose": "branch",
+        "proposal_threshold": 0.15,  # one point in five is positive: sure of nothing, the branch says 0.2
         "limit": 40,
         "min_stuff": 200,
     }

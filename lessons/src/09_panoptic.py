@@ -346,8 +346,9 @@ show_panoptic(panels, class_names)
 # %% tags=["demo"]
 from condinst_edu import papers
 
-for source, route in (("condinst:9", "CondInst"), ("dr1mask:9", "DR1Mask"), ("adaptis:5", "AdaptIS")):
-    table = papers.table(source.replace(":", ":table-"))
+sources = {"CondInst": "condinst:table-9", "DR1Mask": "dr1mask:table-9", "AdaptIS": "adaptis:table-5"}
+for route, source in sources.items():
+    table = papers.table(source)
     for row in table.find(method=route):
         values = "  ".join(f"{name} {row[name]}" for name in table.names if name.startswith("PQ"))
         print(f"paper  {route:8} {row['backbone']:12} {row.get('schedule', ''):3} {values}")
