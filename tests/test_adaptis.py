@@ -34,8 +34,9 @@ from condinst_edu.adaptis_greedy import (
     local_maxima_points,
     mean_confidence,
 )
+from condinst_edu.adaptis_targets import AdaptiveThreshold
 from condinst_edu.coordinates import relative_coordconv
-from condinst_edu.engine.checkpoint import load_model
+from condinst_edu.engine.checkpoint import load_model, save_model
 from condinst_edu.engine.recipe import override_model
 from condinst_edu.engine.train import open_split, train
 from condinst_edu.layers import normalized_focal_loss
@@ -257,6 +258,35 @@ def test_proposal_labels() -> None:
     assert ((soft == 0) | (soft >= 0.7)).all()
 
 
+def test_soft_proposal_labels_by_hand() -> None:
+    """Percentile, degrees, all alike, none: one object each; theirs were compared in test_adaptis_official.py."""
+    iou = torch.tensor(
+        [[0.2, 0.4, 0.6, 0.8, 1.0], [0.9, 0.92, 0.94, 0.96, 0.98], [0.5] * 5, [0.0] * 5, [0.5, 0.6, 0.7, 0.8, -1]]
+    )
+    soft = soft_proposal_labels(iou, torch.ones(5, 5))
+    same(soft[0], [0, 0, 0.7, 0.85, 1], 1e-6)  # above 0.95 * 0.44
+    same(soft[1], [0.7, 0.775, 0.85, 0.925, 1], 1e-5)
+    same(soft[2], [1] * 5)
+    same(soft[3:], torch.full((2, 5), -1.0))
+
+
+def test_adaptive_threshold() -> None:
+    """It follows the best of three by 1 % of the way; without an object it stays."""
+    truth = torch.zeros(2, 4, 6)
+    truth[0, 1:3, 1:4] = 1
+    truth[1] = -1
+    adaptive = AdaptiveThreshold()
+    assert adaptive(truth.clamp(min=0), truth).item() == 0.35  # all alike
+    higher = torch.full_like(truth, 0.36)
+    higher[0, 1:3, 1:4] = 0.9
+    assert adaptive(higher, truth).item() == pytest.approx(0.35025, abs=1e-12)
+    lower = torch.where(truth == 1, 0.33, 0)
+    for k in range(3):
+        assert adaptive(lower, truth).item() == pytest.approx(0.35 - 0.00025 * k, abs=1e-12)
+    adaptive(lower[1:], truth[1:])
+    assert adaptive.moves == -2
+
+
 def test_mask_iou() -> None:
     masks = torch.tensor([[[1, 1, 0, 0]], [[0, 0, 0, 0]], [[1, 0, 1, 1]]]).bool()
     truth = torch.tensor([[[1, 0, 1, 0]], [[0, 0, 0, 0]], [[1, -1, -1, 0]]])
@@ -282,7 +312,7 @@ def test_proposals_are_trained_second(soft_labels: bool) -> None:
     model = tiny(stage="proposals", soft_labels=soft_labels).train()
     images = [torch.rand(3, 33, 41, generator=seeded(0)), torch.rand(3, 33, 41, generator=seeded(1))]
     targets = [random_targets(4, (33, 41), seeded(0)), empty_target((33, 41))]
-    before = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("proposals")}
+    before = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith(("proposals", "label_threshold"))}
     losses = model(images, targets)
     assert set(losses) == {"loss_proposals"}
     losses["loss_proposals"].backward()
@@ -550,10 +580,56 @@ def test_the_backbone_runs_once_per_image(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("size", [(32, 48), (33, 49), (21, 38)])
-def test_unet_keeps_every_size(size: tuple[int, int]) -> None:
-    net = UNet(4, 16, 3).eval()
+def test_unet_keeps_every_size(size: tuple[int, int], frozen: bool) -> None:
+    net = UNet(4, 16, 3, frozen_upsampling=frozen).eval()
     assert net(torch.randn(2, 3, *size)).shape == (2, 4, *size)
+
+
+@pytest.mark.parametrize("finest", [1, 2])
+@pytest.mark.parametrize("size", [(32, 48), (33, 49), (21, 38)])
+def test_unet_without_the_last_steps_up(size: tuple[int, int], finest: int) -> None:
+    """What it gives is what the whole network has at that level, and its `stride` and `out_channels` say which."""
+    whole, net = UNet(4, 16, 4).eval(), UNet(4, 16, 4, finest).eval()
+    net.load_state_dict(
+        {k: v for k, v in whole.state_dict().items() if k in net.state_dict() and k[:5] != "final"}, False
+    )
+    levels: list[torch.Tensor] = []
+    for block in whole.up:
+        block.register_forward_hook(lambda *found: levels.append(found[2]))
+    x = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        whole(x)
+        found = net(x)
+        same(found, net.final(levels[3 - finest]), 1e-6)
+    stride = 2**finest
+    assert net.stride == stride
+    assert found.shape[1:] == (net.out_channels, -(-size[0] // stride), -(-size[1] // stride))
+    with pytest.raises(ValueError, match="finest is between 0 and depth - 1, not 4 of 4"):
+        UNet(4, 16, 4, 4)
+
+
+def test_a_head_at_half_size_trains_on_odd_images() -> None:
+    model = tiny(backbone_options={"width": 4, "max_width": 8, "depth": 2, "finest": 1}).train()
+    sizes = [(33, 41), (20, 35)]
+    images = [torch.rand(3, *size) for size in sizes]
+    losses = model(images, [random_targets(4, size, seeded(i)) for i, size in enumerate(sizes)])
+    assert all(loss.isfinite() for loss in losses.values())
+    found = model.eval()(images)
+    assert [tuple(result["masks"].shape[1:]) for result in found] == sizes
+
+
+def test_unet_with_frozen_upsampling() -> None:
+    """It is twice the size, bilinear with half-pixel centres, and the only thing that is not trained."""
+    model = tiny(backbone_options={"width": 4, "max_width": 8, "depth": 2, "frozen_upsampling": True}).train()
+    images, targets = [torch.rand(3, 33, 41)], [random_targets(4, (33, 41), seeded(0))]
+    sum(model(images, targets).values()).backward()
+    untouched = [name for name, p in model.backbone.named_parameters() if p.grad is None]
+    assert untouched == ["up.0.upsample.weight", "up.1.upsample.weight"]
+    x = torch.rand(1, 4, 5, 7)
+    expected = F.interpolate(F.pad(x, (1, 1, 1, 1)), scale_factor=2, mode="bilinear")[..., 2:-2, 2:-2]  # 0 around
+    same(model.backbone.get_submodule("up.1.upsample")(x).detach(), expected, 1e-6)
 
 
 def test_deeplab() -> None:
@@ -585,3 +661,43 @@ def test_training_on_drawn_images_and_then_the_proposals(tmp_path: Path) -> None
     assert set(both.model([image / 255])[0]) == {"boxes", "labels", "scores", "masks"}
     again = train(recipe, tmp_path / "again", show_progress=False).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in first.items())  # images, points and all
+
+
+def test_training_of_the_proposals_with_soft_labels(tmp_path: Path) -> None:
+    """From a model without them, and on from a checkpoint: what the threshold has moved is kept."""
+    recipe = override_model(
+        get_recipe("bacteria-adaptis"),
+        ("backbone_options.width=4", "backbone_options.depth=1", "branch_width=4", "points=4", "limit=2"),
+    )
+    recipe = dataclasses.replace(recipe, iterations=1, batch_size=2)
+    first = train(recipe, tmp_path / "first", show_progress=False)
+    assert isinstance(first, AdaptIS)
+    shift_biases(first, masks=5)  # trained so little, they would all be empty
+    weights = tmp_path / "larger.safetensors"
+    save_model(weights, first, recipe, [1], ["cell"])
+    second = override_model(recipe, ("stage=proposals", "soft_labels=True"))
+    second = dataclasses.replace(second, start=str(weights), iterations=6, save_every=3)
+    moves = []
+
+    def note(done: int, model: Any) -> None:
+        moves.append(int(model.label_threshold.moves))
+
+    whole = train(second, tmp_path / "whole", on_step=note, show_progress=False).state_dict()
+    assert moves[-1] != moves[2] != 0
+    out = tmp_path / "parts"
+
+    def stop(done: int, model: Any) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(second, out, on_step=stop, show_progress=False)
+    parts = train(second, out, show_progress=False).state_dict()
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    assert load_model(out / "model.safetensors").model.state_dict()["label_threshold.moves"] == moves[-1]
+    masks = load_model(weights).model.state_dict()
+    kept = [name for name in masks if not name.startswith("proposals")]
+    assert all(torch.equal(masks[name], whole[name]) for name in kept)
+    begun = dataclasses.replace(second, start=str(out / "model.safetensors"), iterations=1)
+    third = train(begun, tmp_path / "third", show_progress=False).state_dict()
+    assert abs(int(third["label_threshold.moves"])) <= 1 < abs(moves[-1])
