@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from test_cli import fails
 from test_engine import SAMPLE
 from torch import nn
 
-from condinst_edu.cli import run
 from condinst_edu.engine.checkpoint import load_model
 from condinst_edu.engine.recipe import Recipe, build_model, override_model
 from condinst_edu.errors import UserError
@@ -125,7 +123,7 @@ def test_rows_follow_the_papers_rows() -> None:
     assert [4 * recipe.model_args["basis"]["width"] for recipe in ours] == widths
 
 
-def test_rows_of_the_toy_problem_follow_the_paper() -> None:
+def test_toy_rows_build_and_follow_the_paper() -> None:
     """Table 7's first four say what the paper's say; the other two say what their names say."""
     names = {"NFL": "nfl", "FL": "focal", "BCE": "bce"}
     for i, row in enumerate(MINIATURES["adaptis:table-7"].rows):
@@ -385,23 +383,6 @@ def test_a_budget_is_measured_once(tmp_path: Path, fake: Fake, monkeypatch: pyte
 
 
 # ------------------------------------------------------------------------------------------------------- command line
-
-
-def test_trace(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["trace"]) == 0
-    printed = capsys.readouterr().out
-    assert all(f" {name} " in printed for name in ITEMS)
-    assert re.search(r"Coverage: \d+ of \d+ ids have code", printed)
-    assert run(["trace", "condinst", "eq-2"]) == 0
-    printed = capsys.readouterr().out
-    assert r"\frac{1}{N_{pos}}" in printed
-    assert re.search(r"condinst_edu\.condinst\.CondInst\.mask_loss  .*condinst\.py:\d+", printed)
-    for name in ("condinst:table-1a", "condinst:controller", "dr1mask:table-9"):
-        assert run(["trace", name]) == 0
-    printed = capsys.readouterr().out
-    assert "Erratum (confirmed)" in printed
-    assert "(ms per 100 instances)" in printed
-    assert "no code yet" in printed
 
 
 def test_bad_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

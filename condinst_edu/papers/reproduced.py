@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file, writable_folder
 from condinst_edu.papers.claims import Claim, Verdict, judge, paper_gap, spread_text
-from condinst_edu.papers.forms import cell_text
+from condinst_edu.papers.forms import anchor, cell_text
 from condinst_edu.papers.miniatures import MINIATURES, printed
 from condinst_edu.papers.reproduce import RESULTS, columns, file_name
 from condinst_edu.papers.tables import TABLES
@@ -153,11 +153,6 @@ def card_text(result: Result) -> str:
         f"images ({result['data']}), start: {result['start']}; {result['models']} models in {minutes:.0f} minutes on "
         f"{result['device']}, threads: {threads}; torch {', '.join(result['torch'])}; {result['date']}."
     )
-
-
-def anchor(name: str) -> str:
-    """How Markdown's renderers name the heading of a table."""
-    return name.replace(":", "")
 
 
 # --------------------------------------------------------------------------------------------------------------- plot
