@@ -29,7 +29,8 @@ Each row is a tiny model, trained for some seconds on drawn images and scored on
 run can tell which way a figure goes from row to row, not how large it is: the paper's figures, from COCO or Cityscapes
 and from days of GPUs, stand beside ours for comparison of their order only.
 
-Models of shapes start with the backbone of the shipped tiny FCOS, as the papers' start with one from ImageNet.
+Models of shapes start from the shipped tiny FCOS, as the papers' start with a backbone from ImageNet: boxes are found
+from the beginning, and what is compared is masks. SOLO, which has another head, takes its backbone and pyramid.
 
 **How a claim is judged.** One row is ahead of another where, of all ways to deal the two rows' figures to them, at most
 1 in 20 gives as large a lead. With three seeds each that asks that all seeds of the one lie above all of the other.
