@@ -1,5 +1,6 @@
 """What the papers package holds: no cited id is missing, no mapped code is lost, figures are as printed."""
 
+import inspect
 import os
 import re
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ import pytest
 from helpers import ROOT
 
 from condinst_edu.errors import UserError
-from condinst_edu.papers import ERRATA, ITEMS, TABLES, item, table
+from condinst_edu.papers import ERRATA, ITEMS, TABLES, item, notation, table
 from condinst_edu.papers.forms import Cell, Table
 from condinst_edu.papers.items import resolve
 
@@ -155,6 +156,34 @@ def test_tables_are_whole() -> None:
         for row in entry.rows:
             for column, cell in zip(entry.columns, row, strict=True):
                 assert column.unit != "%" or cell is None or 0 < float(cell) < 100, (entry.id, column)
+
+
+# ----------------------------------------------------------------------------------------------------------- notation
+
+
+def test_symbols_are_called_so_in_the_code() -> None:
+    for symbol in notation.SYMBOLS:
+        name, _, argument = symbol.code.removesuffix(")").partition("(")
+        found = resolve(f"condinst_edu.{name}")
+        assert not argument or argument in inspect.signature(found).parameters, symbol
+        assert symbol.paper in {entry.paper for entry in ITEMS.values()}
+        assert {ITEMS[id].paper for id in symbol.items} <= {symbol.paper}, symbol
+        assert symbol.meaning
+        assert symbol.latex.count("{") == symbol.latex.count("}")
+
+
+def test_formulas_have_symbols() -> None:
+    for name, entry in ITEMS.items():
+        assert not entry.formula or notation.symbols_of(name), name
+
+
+def test_disagreements() -> None:
+    letters = notation.disagreements()
+    assert {s.paper for s in letters["R"]} == {"dr1mask", "adaptis"}
+    assert {s.paper for s in letters["K"]} == {"condinst", "dr1mask", "adaptis"}
+    assert "theta" not in letters
+    for names in notation.SAME_THING.values():
+        assert len(set(names.values())) > 1
 
 
 # ------------------------------------------------------------------------------------------------------------- errata
