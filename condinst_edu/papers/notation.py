@@ -26,7 +26,10 @@ class Symbol(NamedTuple):
 def read_symbols(path: Path) -> tuple[Symbol, ...]:
     """The rows of a file of symbols, tabs between the columns, the fields of `Symbol` in the first line."""
     _, *rows = (line.split("\t") for line in path.read_text().splitlines())
-    return tuple(Symbol(*row[:6], items=tuple(row[6].split())) for row in rows)
+    return tuple(
+        Symbol(letter, latex, paper, meaning, shape, code, tuple(items.split()))
+        for letter, latex, paper, meaning, shape, code, items in rows
+    )
 
 
 SYMBOLS = read_symbols(Path(__file__).with_name("notation.tsv"))

@@ -20,6 +20,7 @@ import condinst_edu
 from condinst_edu.papers import ERRATA, ITEMS, TABLES, Item, item
 from condinst_edu.papers.forms import PARTS, STATUS, Part, Table, anchor, cell_text
 from condinst_edu.papers.items import lost_symbols, resolve
+from condinst_edu.papers.miniatures import MINIATURES
 from condinst_edu.papers.notation import symbols_of
 from condinst_edu.papers.tables import markdown
 
@@ -169,8 +170,6 @@ def show_trace(console: Console | None = None) -> None:
 
 def show_item(name: str, console: Console | None = None) -> None:
     """One id in full: formula, code, naive form, tests, lessons, table, errata. Errors: UserError as `item`."""
-    from condinst_edu.papers.reproduce import MINIATURES  # here: the list of all ids does without torch
-
     console = console or Console()
     entry = item(name)
 
@@ -280,6 +279,7 @@ def item_lines(entry: Item, link: Link) -> list[str]:
         for erratum in ERRATA.values()
         if entry.id in erratum.items
     ]
+    lines += [f"- in miniature: `condinst-edu reproduce {entry.id}`"] if entry.id in MINIATURES else []
     for symbol in entry.naive:
         lines += ["", "```python", source(symbol).rstrip(), "```"]
     if entry.id in TABLES:
