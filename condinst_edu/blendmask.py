@@ -25,14 +25,12 @@ from condinst_edu.fcos import (
     Assignment,
     Outputs,
     Points,
-    Target,
     centerness,
-    check_targets,
     fcos_losses,
     to_output_size,
 )
 from condinst_edu.layers.blocks import Norm, conv_block
-from condinst_edu.layers.images import Size, make_batch
+from condinst_edu.layers.images import Size, Target, check_targets, make_batch
 from condinst_edu.layers.losses import normaliser
 
 # -------------------------------------------------------------------------------------------------------------- bases

@@ -296,7 +296,8 @@ DATA_USAGE = """usage: condinst-edu data KIND [options]     (data KIND --help te
 
   shapes      write the generated shapes as a COCO folder
   coco        download COCO 2017 (20 GB), check it and unpack it
-  cityscapes  write COCO annotations for a Cityscapes folder
+  cityscapes  write COCO annotations and panoptic files for a Cityscapes folder
+  mapillary   write the panoptic files of a Mapillary Vistas folder that has none
   check       say whether a folder of images and COCO annotations is complete
 """
 
@@ -305,7 +306,8 @@ def data(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(DATA_USAGE, end="")
         return
-    kinds = {"shapes": data_shapes, "coco": data_coco, "cityscapes": data_cityscapes, "check": data_check}
+    kinds = {"shapes": data_shapes, "coco": data_coco, "cityscapes": data_cityscapes, "mapillary": data_mapillary}
+    kinds |= {"check": data_check}
     if arguments[0] not in kinds:
         raise UserError(f"unknown kind of data {arguments[0]!r}: expected one of {', '.join(kinds)}")
     kinds[arguments[0]](arguments[1:])
@@ -332,7 +334,7 @@ def data_coco(arguments: list[str]) -> None:
 def data_cityscapes(arguments: list[str]) -> None:
     @dataclass(frozen=True)
     class Cityscapes:
-        """Write COCO annotations of a Cityscapes folder's fine annotations, eight classes of objects."""
+        """Write COCO annotations of a Cityscapes folder's objects (eight classes), and panoptic files (19 classes)."""
 
         root: Path = Path("data/cityscapes")
         """The folder with gtFine/ and leftImg8bit/; the annotations go to its annotations/."""
@@ -340,8 +342,23 @@ def data_cityscapes(arguments: list[str]) -> None:
     options = parse(Cityscapes, "data cityscapes", arguments)
     from condinst_edu.datasets.cityscapes import write_annotations
 
-    for path, images, objects in write_annotations(options.root):
-        print(f"{path}: {images} images, {objects} objects")
+    for path, images, contents in write_annotations(options.root):
+        print(f"{path}: {images} images, {contents}")
+
+
+def data_mapillary(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Mapillary:
+        """Write the panoptic files of a Mapillary Vistas folder (version 1.2), where it has none."""
+
+        root: Positional[Path]
+        """The folder with training/, validation/ and config.json, as it is unpacked."""
+
+    options = parse(Mapillary, "data mapillary", arguments)
+    from condinst_edu.datasets.mapillary import write_panoptic
+
+    for line in write_panoptic(options.root):
+        print(line)
 
 
 def data_check(arguments: list[str]) -> None:

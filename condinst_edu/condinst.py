@@ -23,14 +23,12 @@ from condinst_edu.fcos import (
     Instances,
     Outputs,
     Points,
-    Target,
-    check_targets,
     fcos_losses,
     keep_best,
     to_output_size,
 )
 from condinst_edu.layers.blocks import Norm, conv_block
-from condinst_edu.layers.images import Size, make_batch
+from condinst_edu.layers.images import Size, Target, check_targets, make_batch
 from condinst_edu.layers.losses import dice_loss, normaliser
 from condinst_edu.layers.upsample import aligned_upsample, resize_masks
 from condinst_edu.mask_head import DynamicMaskHead

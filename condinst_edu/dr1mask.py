@@ -24,14 +24,12 @@ from condinst_edu.fcos import (
     Assignment,
     Outputs,
     Points,
-    Target,
     centerness,
-    check_targets,
     fcos_losses,
     to_output_size,
 )
 from condinst_edu.layers.blocks import Norm, conv_block
-from condinst_edu.layers.images import Batch, Size, make_batch
+from condinst_edu.layers.images import Batch, Size, Target, check_targets, make_batch
 from condinst_edu.layers.losses import normaliser
 from condinst_edu.layers.unified import PanopticLayer, mean_embeddings, paste_logits
 from condinst_edu.layers.upsample import upsample_to

@@ -23,10 +23,8 @@ from condinst_edu.layers.backbones import Backbone, build_backbone
 from condinst_edu.layers.bifpn import BiFPN
 from condinst_edu.layers.blocks import Norm, conv_block
 from condinst_edu.layers.fpn import FPN
-from condinst_edu.layers.images import Batch, Size, make_batch
+from condinst_edu.layers.images import Batch, Size, Target, check_targets, make_batch
 from condinst_edu.layers.losses import giou_loss, normaliser
-
-Target = Mapping[str, Any]
 
 
 class Points(NamedTuple):
@@ -201,20 +199,6 @@ def make_points(pyramid: Sequence[Tensor], strides: Sequence[int], ranges: Seque
     merged = [torch.cat(field) for field in zip(*fields, strict=True)]
     merged[-1].masked_fill_(merged[-1] < 0, start)  # off the map: the padding
     return Points(*merged)
-
-
-def check_targets(images: Sequence[Tensor], targets: Sequence[Target] | None, *keys: str) -> None:
-    """ValueError with a sentence unless there is one target per image, with boxes (M, 4), labels (M,) and `keys`."""
-    if targets is None or len(targets) != len(images):
-        raise ValueError(f"training needs one target per image: {len(images)} images, {len(targets or ())} targets")
-    for i, target in enumerate(targets):
-        if missing := [key for key in ("boxes", "labels", *keys) if key not in target]:
-            raise ValueError(f"target {i} has no {' and no '.join(missing)}")
-        count = len(target["labels"])
-        if target["boxes"].shape != (count, 4) or any(len(target[key]) != count for key in keys):
-            raise ValueError(f"target {i}: boxes must be (M, 4), and {', '.join(keys) or 'labels'} as many as labels")
-        if "masks" in keys and "centers" not in target and target["masks"].shape[1:] != images[i].shape[1:]:
-            raise ValueError(f"target {i}: full-size masks must have the image's size {tuple(images[i].shape[1:])}")
 
 
 def pad_targets(targets: Sequence[Target], center: str = "box") -> tuple[Tensor, Tensor, Tensor]:

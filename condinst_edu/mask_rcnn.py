@@ -19,10 +19,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
-from condinst_edu.fcos import Target, check_targets
 from condinst_edu.layers.backbones import build_backbone
 from condinst_edu.layers.fpn import FPN
-from condinst_edu.layers.images import Size, make_batch
+from condinst_edu.layers.images import Size, Target, check_targets, make_batch
 
 
 class Pyramid(nn.Module):

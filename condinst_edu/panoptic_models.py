@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from condinst_edu.blendmask import BlendMask
 from condinst_edu.condinst import CondInst
 from condinst_edu.dr1mask import DR1Mask
-from condinst_edu.fcos import Target
-from condinst_edu.layers.images import Size
+from condinst_edu.layers.images import Size, Target
 from condinst_edu.layers.upsample import resize_logits
 from condinst_edu.panoptic import Panoptic, PanopticModel, SemanticBranch, fuse, split_target, stuff_segments
 

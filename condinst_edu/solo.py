@@ -21,10 +21,9 @@ from torchvision.ops import sigmoid_focal_loss
 
 from condinst_edu.condinst import mask_nms
 from condinst_edu.coordinates import coordconv
-from condinst_edu.fcos import Target, check_targets
 from condinst_edu.layers.backbones import Backbone, build_backbone
 from condinst_edu.layers.fpn import FPN
-from condinst_edu.layers.images import Size, make_batch
+from condinst_edu.layers.images import Size, Target, check_targets, make_batch
 from condinst_edu.layers.losses import dice_loss, normaliser, processes
 from condinst_edu.layers.masks import exact_centers, mask_boxes
 

@@ -1,7 +1,6 @@
 """Tables of the papers in miniature, and the two commands on the papers: reproduce and trace."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 from test_cli import fails
 from test_engine import SAMPLE
 
-from condinst_edu.cli import run
 from condinst_edu.engine.recipe import build_model, override_model
 from condinst_edu.papers import ITEMS, TABLES, reproduce_toy
 from condinst_edu.papers import reproduce as miniature
@@ -94,23 +92,6 @@ def test_shapes_are_written_where_they_are_missing(tmp_path: Path, monkeypatch: 
 
 
 # ------------------------------------------------------------------------------------------------------- command line
-
-
-def test_trace(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["trace"]) == 0
-    printed = capsys.readouterr().out
-    assert all(f" {name} " in printed for name in ITEMS)
-    assert re.search(r"Coverage: \d+ of \d+ ids have code", printed)
-    assert run(["trace", "condinst", "eq-2"]) == 0
-    printed = capsys.readouterr().out
-    assert r"\frac{1}{N_{pos}}" in printed
-    assert re.search(r"condinst_edu\.condinst\.CondInst\.mask_loss  .*condinst\.py:\d+", printed)
-    for name in ("condinst:table-1a", "condinst:controller", "dr1mask:table-9"):
-        assert run(["trace", name]) == 0
-    printed = capsys.readouterr().out
-    assert "Erratum (confirmed)" in printed
-    assert "(ms per 100 instances)" in printed
-    assert "no code yet" in printed
 
 
 def test_bad_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,14 @@
-"""From a list of images to what a network takes: normalised, padded to one size."""
+"""From a list of images to what a network takes: normalised, padded to one size; and what it is to learn from them."""
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Size = tuple[int, int]  # (height, width)
+Target = Mapping[str, Any]  # of one image: boxes (M, 4), labels (M,), and what else a model asks for
 
 
 class Batch(NamedTuple):
@@ -56,3 +57,17 @@ def _scale_and_shift(
     """
     exact_mean, exact_std = (torch.tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (mean, std))
     return (1 / exact_std).to(device, dtype), (exact_mean / exact_std).to(device, dtype)
+
+
+def check_targets(images: Sequence[Tensor], targets: Sequence[Target] | None, *keys: str) -> None:
+    """ValueError with a sentence unless there is one target per image, with boxes (M, 4), labels (M,) and `keys`."""
+    if targets is None or len(targets) != len(images):
+        raise ValueError(f"training needs one target per image: {len(images)} images, {len(targets or ())} targets")
+    for i, target in enumerate(targets):
+        if missing := [key for key in ("boxes", "labels", *keys) if key not in target]:
+            raise ValueError(f"target {i} has no {' and no '.join(missing)}")
+        count = len(target["labels"])
+        if target["boxes"].shape != (count, 4) or any(len(target[key]) != count for key in keys):
+            raise ValueError(f"target {i}: boxes must be (M, 4), and {', '.join(keys) or 'labels'} as many as labels")
+        if "masks" in keys and "centers" not in target and target["masks"].shape[1:] != images[i].shape[1:]:
+            raise ValueError(f"target {i}: full-size masks must have the image's size {tuple(images[i].shape[1:])}")

@@ -214,7 +214,7 @@ for name, seconds in times.items():
 # ## Look inside: DR1Basis, an inverted pyramid
 #
 # The top layer (`dr1mask:eq-5`) reads the box tower at every level $l$ and gives $C_l = [A_l, B_l]$ for all cells, and
-# an embedding for each instance. From the coarsest level down, each step merges the pyramid's $P_l$ with what came from
+# an embedding for each instance (`dr1mask:table-3` tries other places to read). From the coarsest level down, each step merges the pyramid's $P_l$ with what came from
 # above, steered by $A_l$ and $B_l$ (`dr1mask:eq-6`):
 #
 # $$F_l = \mathrm{DR1Conv}_{A_l, B_l}\big(\mathrm{Conv}_{3 \times 3}(P_l) + \uparrow_2(F_{l+1})\big).$$
