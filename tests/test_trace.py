@@ -10,8 +10,7 @@ import condinst_edu.papers.naive_fcos
 from condinst_edu.cli import run
 from condinst_edu.papers import ERRATA, ITEMS, TABLES, errata, tables, trace
 from condinst_edu.papers.forms import anchor
-from condinst_edu.papers.reproduce import MINIATURES
-from condinst_edu.papers.reproduce_toy import TOY_TABLES
+from condinst_edu.papers.miniatures import MINIATURES
 
 
 def test_nothing_is_lost() -> None:
@@ -65,7 +64,7 @@ def test_statuses() -> None:
     for entry in ITEMS.values():
         assert entry.is_table or entry.status in ("equal", "tested", "we differ"), entry.id
         assert not entry.is_table or entry.status in ("miniature", "recipe", "figures"), entry.id
-        assert entry.status != "miniature" or entry.id in MINIATURES or entry.id in TOY_TABLES, entry.id
+        assert entry.status != "miniature" or entry.id in MINIATURES, entry.id
 
 
 def test_lessons_are_found_by_what_they_cite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,8 +166,11 @@ ITEMS = (
         section="4.2",
         miniature=True,
         symbols=("condinst_edu.dr1mask.DR1Conv2d", "condinst_edu.recipes.dr1mask.dr1mask_row"),
-        tests=("tests/test_dr1mask.py::test_recipes_and_rows",),
-        status="recipe",
+        tests=(
+            "tests/test_dr1mask.py::test_recipes_and_rows",
+            "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",
+        ),
+        status="miniature",
         lacks={"lesson": "lesson 6 shows A and B in instance segmentation, table 1"},
     ),
     Item(
@@ -204,8 +207,11 @@ ITEMS = (
         section="4.2",
         miniature=True,
         symbols=("condinst_edu.layers.upsample.upsample_to",),
-        tests=("tests/test_dr1mask.py::test_recipes_and_rows",),
-        status="recipe",
+        tests=(
+            "tests/test_dr1mask.py::test_recipes_and_rows",
+            "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",
+        ),
+        status="miniature",
     ),
     Item(
         id="dr1mask:table-6",
@@ -213,8 +219,11 @@ ITEMS = (
         section="4.2",
         miniature=True,
         symbols=("condinst_edu.dr1mask.DR1Basis",),
-        tests=("tests/test_dr1mask.py::test_recipes_and_rows",),
-        status="recipe",
+        tests=(
+            "tests/test_dr1mask.py::test_recipes_and_rows",
+            "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",
+        ),
+        status="miniature",
         lacks={"lesson": "lessons have one width; the rows are recipes"},
     ),
     Item(
@@ -223,8 +232,11 @@ ITEMS = (
         section="4.2",
         miniature=True,
         symbols=("condinst_edu.dr1mask.DR1Mask.panoptic_logits",),
-        tests=("tests/test_dr1mask.py::test_recipes_and_rows",),
-        status="recipe",
+        tests=(
+            "tests/test_dr1mask.py::test_recipes_and_rows",
+            "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",
+        ),
+        status="miniature",
         lacks={"lesson": "lesson 6 shows both kinds of attention in instance segmentation, table 4"},
     ),
     Item(

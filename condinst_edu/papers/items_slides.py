@@ -120,7 +120,10 @@ ITEMS = (
         section="SOLO",
         symbols=("condinst_edu.solo.SOLO",),
         miniature=True,
-        tests=("tests/test_solo.py::test_full_size_model_is_the_papers",),
+        tests=(
+            "tests/test_solo.py::test_full_size_model_is_the_papers",
+            "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",
+        ),
         lacks={"naive": "an argument of the model: grids of other sizes"},
     ),
     Item(

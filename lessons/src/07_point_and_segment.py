@@ -510,14 +510,13 @@ pic.show_panels(panels, columns=4)
 # the toy problem (`condinst-edu reproduce adaptis:table-7 --budget 60m`); two more rows are not in the paper.
 
 # %% tags=["demo"]
-from condinst_edu.papers.reproduce_toy import TOY_TABLES
+from condinst_edu.papers.miniatures import MINIATURES, printed
 
-rows = table("adaptis:table-7")
-for i, settings in TOY_TABLES["adaptis:table-7"]:
-    paper = rows.row(i) if i is not None else None
+for i, row in enumerate(MINIATURES["adaptis:table-7"].rows):
+    paper = printed("adaptis:table-7", i)
     name = f"{paper['loss']}, coordinates: {paper['relative CoordConv']}" if paper else "not in the paper"
     pq = f"PQ {paper['PQ']:.1f}, things {paper['PQ thing']:.1f}" if paper else ""
-    print(f"{name:26} {pq:24} ours: --set {' '.join(settings) or '(the recipe itself)'}")
+    print(f"{name:26} {pq:24} ours: --set {' '.join(row.train) or '(the recipe itself)'}")
 
 # %% [markdown]
 # Without coordinates the paper loses 5 points of PQ, nearly all of it on things. Losses differ less: NFL is 0.3 ahead of
