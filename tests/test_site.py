@@ -1,6 +1,7 @@
 """`make site`: built as a user builds it; links resolve offline; search, formulas and themes in a browser."""
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -15,10 +16,11 @@ import pytest
 from jupyter_browser import ARGUMENTS, ROOT, find_browser
 
 from condinst_edu.papers import ITEMS
-from condinst_edu.teach.notebooks import lesson_names
+from condinst_edu.teach.notebooks import LESSONS, lesson_names, read_lesson, read_quiz
 
 sys.path.insert(0, str(ROOT / "tools" / "site"))
 import pages
+import slides
 
 needs_sphinx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("sphinx", "furo", "myst_nb")),
@@ -35,9 +37,9 @@ def test_every_id_has_a_section_with_its_code() -> None:
         page = made[entry.id.split(":")[0]]
         section = page.split(f"## `{entry.id}`\n")[1].split("\n## ")[0]
         assert f"({pages.label(entry.id)})=" in page
-        for symbol in entry.symbols:
-            assert f"`{symbol}`" in section
-            assert pages.source_of(symbol) in section
+        for name in (*entry.symbols, *entry.naive, *entry.tests):
+            assert name.removeprefix("condinst_edu.") in section
+            assert pages.source_of(name) in section
         assert not entry.formula or entry.formula in section
 
 
@@ -50,6 +52,7 @@ def test_sources_of_functions_properties_and_tests() -> None:
 
 def test_a_table_keeps_what_markdown_would_take() -> None:
     assert pages.plain("a_b * c|d `x_y`") == r"a\_b \* c\|d `x_y`"
+    assert "traceability.md" not in "".join(pages.pages_of_modules().values())
     assert list(pages.markdown_table(["a", "b"], [["1", "|"]])) == ["| a | b |", "|---|---|", r"| 1 | \| |", ""]
 
 
@@ -63,6 +66,23 @@ def test_every_module_is_in_the_reference() -> None:
     index = pages.api_index(made)
     for name in made:
         assert f"api/{name}.rst" in index
+
+
+def test_slides_follow_from_a_lesson() -> None:
+    lesson = read_lesson("02_dynamic_mask_heads")
+    notebook = json.loads((LESSONS / "02_dynamic_mask_heads.ipynb").read_text())
+    for cell in notebook["cells"]:
+        cell["source"] = "".join(cell["source"])
+    shown = slides.slides_of(lesson, notebook, read_quiz(lesson.name))
+    assert shown[0].title == "2. Dynamic mask heads"
+    assert shown[1].picture
+    assert any("L_{dice}" in formula for slide in shown for formula in slide.formulas)
+    assert [slide.title for slide in shown].count("A question") == len(read_quiz(lesson.name))
+    assert len(shown[-1].points) == 3
+    assert not any("✓" in slide.printed for slide in shown)
+    page = slides.deck(lesson, shown)
+    assert page.count("<section>") == len(shown)
+    assert not re.search(r"(src|href)=.https?:", page)
 
 
 # --------------------------------------------------------------------------------------------------------------- built
@@ -186,6 +206,46 @@ def test_pages_in_a_browser(site: Path, browser: Any, width: int, scheme: str) -
     assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
     assert wrong == []
     page.close()
+
+
+@pytest.mark.slow
+@needs_sphinx
+def test_slides_in_a_browser(site: Path, browser: Any) -> None:
+    """Arrow keys turn the page, answers come with a key, formulas are set, nothing comes from elsewhere."""
+    for name in lesson_names():
+        page = browser.new_page(viewport={"width": 1280, "height": 720})
+        wrong: list[str] = []
+        page.on("pageerror", lambda error, wrong=wrong: wrong.append(str(error)))
+        page.on(
+            "request",
+            lambda r, wrong=wrong: None if r.url.startswith(("file:", "data:", "blob:")) else wrong.append(r.url),
+        )
+        page.goto(f"file://{site}/slides/{name}.html")
+        shown = page.locator("section.now")
+        count = page.locator("section").count()
+        assert count > 8
+        assert page.locator("section img").count() >= 2
+        if name != "00_data_and_scores":
+            page.locator("mjx-container svg").first.wait_for(state="attached", timeout=20_000)
+        answers = 0
+        for k in range(1, count):
+            title = shown.locator("h1").inner_text()
+            hidden = shown.locator(".answer[hidden]").count()
+            page.keyboard.press("ArrowRight")
+            if hidden:
+                assert shown.locator("h1").inner_text() == title == "A question"
+                assert shown.locator(".answer").is_visible()
+                answers += 1
+                page.keyboard.press("ArrowRight")
+            assert page.locator("#place").inner_text() == f"{k + 1} / {count}"
+        assert answers >= 3
+        page.keyboard.press("ArrowLeft")
+        assert page.locator("#place").inner_text() == f"{count - 1} / {count}"
+        before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.keyboard.press("d")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+        assert wrong == []
+        page.close()
 
 
 @pytest.mark.slow

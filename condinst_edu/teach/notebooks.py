@@ -279,10 +279,9 @@ def instructor_plan(lesson: Lesson) -> str:
     sections = sections_of(lesson, measured_seconds(lesson))
     total, run = sum(section.minutes for section in sections), sum(section.seconds for section in sections)
     lines = [f"# Plan for class: {lesson.number}. {lesson.title}", ""]
-    lines += [
-        f"{total} minutes without the exercises. Run all cells of [the lesson](../{lesson.name}.ipynb) beforehand;"
-    ]
-    lines += [(f"they take {run:.0f} s. " if run else "") + "The links below open it at the cells to show."]
+    took = f" ({run:.0f} s)" if run else ""
+    lines += [f"{total} minutes without the exercises. Run all cells of [the lesson](../{lesson.name}.ipynb)"]
+    lines += [f"beforehand{took}; the links below open it at the cells to show."]
     lines += ["", *plan_of_time(sections)]
     for section in (s for s in sections if s.shown or s.points or s.minutes):
         lines += [f"## {section.name}" + (f" ({section.minutes} min)" if section.minutes else ""), ""]

@@ -9,15 +9,16 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from importlib import import_module
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SOURCE, SLIDES, SITE, TREES = (ROOT / "build" / f"site{kind}" for kind in ("-source", "-slides", "", "-doctrees"))
-COPIED = ("README.md", "LICENSE", "docs/**/*.md", "docs/**/*.png", "docs/**/*.json", "lessons/*.ipynb")
-COPIED += ("lessons/README.md", "lessons/instructor/*.md", "lessons/quiz/*.md")
+COPIED = (
+    *("README.md", "LICENSE", "docs/**/*.md", "docs/**/*.png", "docs/**/*.json"),
+    *("lessons/*.ipynb", "lessons/README.md", "lessons/instructor/*.md", "lessons/quiz/*.md"),
+)
 
 
 def main() -> int:
@@ -58,8 +59,10 @@ def sources() -> Iterator[tuple[str, bytes]]:
     made = {"index.md": (HERE / "index.md").read_text(), "lessons/instructor.md": "# Plans for class\n"}
     made |= {f"papers/{paper}.md": text for paper, text in pages.paper_pages().items()}
     papers = list(made)[2:]
-    made["papers/trace.md"] = made_by("trace", pages.trace_page) + toctree(papers)
-    made["papers/errata.md"] = made_by("errata", pages.errata_page)
+    made["papers/trace.md"] = pages.trace_page() + toctree(papers)
+    others = {f"papers/{name}.md": text for name, text in pages.pages_of_modules().items()}
+    made |= others
+    made["index.md"] = made["index.md"].replace("PAGES OF MODULES", "\n".join(name[:-3] for name in others))
     reference = pages.api_pages()
     made |= {f"api/{name}.rst": text for name, text in reference.items()} | {"api.md": pages.api_index(reference)}
     plans = [name for name in names if name.startswith("lessons/instructor/")]
@@ -83,11 +86,6 @@ SLIDES_HEADING = (
     "\n## Slides\n\nArrow keys turn the page, `f` fills the screen, `d` is light or dark; answers come with a key.\n\n"
 )
 PLANS = "\nOne for each lesson: minutes, the cells to show, what to say, the mistakes to expect.\n"
-
-
-def made_by(module: str, otherwise: Callable[[], str]) -> str:
-    """The page that a module of `condinst_edu.papers` makes, if it has a function `page`."""
-    return str(getattr(import_module(f"condinst_edu.papers.{module}"), "page", otherwise)())
 
 
 def toctree(names: Iterable[str], hidden: bool = True) -> str:

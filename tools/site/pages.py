@@ -5,26 +5,21 @@ place: whoever looks for `condinst:eq-2` needs no second page.
 """
 
 import ast
+import contextlib
+import importlib
 import inspect
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import condinst_edu
-from condinst_edu.papers import ERRATA, TABLES, Item, Table
-from condinst_edu.papers.forms import cell_text
+from condinst_edu.papers import ERRATA, TABLES, Item
+from condinst_edu.papers.forms import STATUS
 from condinst_edu.papers.items import resolve
-from condinst_edu.papers.trace import by_paper, section, sections_on
+from condinst_edu.papers.tables import markdown
+from condinst_edu.papers.trace import PAPERS, by_paper, coverage, missing, section, sections_on, source
 
 ROOT = Path(condinst_edu.__file__).parents[1]
-PAPERS = {
-    "condinst": "CondInst, journal version",
-    "condinst-eccv": "CondInst, conference version",
-    "dr1mask": "DR1Mask",
-    "adaptis": "AdaptIS",
-    "slides": "The slides",
-}
 
 
 def label(name: str) -> str:
@@ -50,9 +45,7 @@ def paper_pages() -> dict[str, str]:
 
 
 def paper_page(paper: str, entries: list[Item]) -> Iterator[str]:
-    done = sum(bool(entry.symbols) for entry in entries)
-    yield f"# {PAPERS.get(paper, paper)}"
-    yield f"\n{len(entries)} equations, rules and tables; {done} of them have code here.\n"
+    yield from (f"# {PAPERS[paper]}", "", f"{coverage(entries)}.", "")
     for entry in entries:
         yield from item_section(entry)
 
@@ -63,17 +56,20 @@ def item_section(entry: Item) -> Iterator[str]:
     if entry.formula:
         yield from ("$$", entry.formula, "$$", "")
     if entry.id in TABLES:
-        yield from printed_table(TABLES[entry.id])
+        yield from (*markdown(TABLES[entry.id]), "")
+    yield from (f"*{entry.status}*: {STATUS[entry.status]}.", "")
     if entry.symbols:
         yield from ("Code: " + ", ".join(f"`{symbol}`" for symbol in entry.symbols), "")
     for symbol in entry.symbols:
         yield from folded(f"<code>{symbol.removeprefix('condinst_edu.')}</code>", code_block(source_of(symbol)))
-    for kind, names in (("Naive form", listed(entry, "naive")), ("Test", listed(entry, "tests"))):
+    for kind, names in (("Naive form", entry.naive), ("Test", entry.tests)):
         for name in names:
             yield from folded(f"{kind}: <code>{name}</code>", code_block(source_of(name)))
     places = [f"[{Path(file).stem[:2]}, {heading}](../{file})" for file, heading in sections_on(entry.id)]
     if places:
         yield from ("Lessons: " + "; ".join(places), "")
+    for part in missing(entry):
+        yield from (f"No {part}: {plain(entry.lacks.get(part, 'missing'))}", "")
     for erratum in ERRATA.values():
         if entry.id in erratum.items:
             yield from (
@@ -81,12 +77,6 @@ def item_section(entry: Item) -> Iterator[str]:
                 "",
             )
     yield from (f"On the command line: `condinst-edu trace {entry.id}`", "")
-
-
-def listed(entry: Item, field: str) -> list[str]:
-    """A field of an item that holds a name, several or none."""
-    value: Any = getattr(entry, field, ()) or ()
-    return [value] if isinstance(value, str) else list(value)
 
 
 def source_of(name: str) -> str:
@@ -97,21 +87,10 @@ def source_of(name: str) -> str:
         wanted = rest.split("::")[-1].split("[")[0]
         found = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef) and n.name == wanted]
         return "\n".join(ast.get_source_segment(text, node) or "" for node in found) or f"# {name}"
-    symbol: Any = resolve(name)
-    symbol = symbol.fget if isinstance(symbol, property) else symbol
     try:
-        return inspect.cleandoc(inspect.getsource(symbol)) if callable(symbol) else f"{name} = {symbol!r}"
-    except (OSError, TypeError):
-        return f"# {name}"
-
-
-def printed_table(table: Table) -> Iterator[str]:
-    """A paper's table as Markdown."""
-    yield from (f"*{plain(table.caption)}*", "")
-    heads = [f"{column.name} ({column.unit})" if column.unit else column.name for column in table.columns]
-    yield from markdown_table(heads, ([cell_text(cell) for cell in row] for row in table.rows))
-    if table.notes:
-        yield from (plain(table.notes), "")
+        return inspect.cleandoc(source(name))
+    except (OSError, TypeError):  # a constant
+        return f"{name} = {resolve(name)!r}"
 
 
 def markdown_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
@@ -129,27 +108,30 @@ def plain(text: str) -> str:
     return "".join(parts)
 
 
-def errata_page() -> str:
-    """All errata, paper by paper."""
-    lines = ["# Errata", "", "Where a paper contradicts itself, or says what its code does not do. Each has a witness:"]
-    lines += ["a function that works the contradiction out anew; `make test` runs them all.", ""]
-    for erratum in ERRATA.values():
-        lines += [f"## `{erratum.id}`", "", f"*{erratum.status}*; {erratum.where}; on "]
-        lines[-1] += ", ".join(f"`{name}`" for name in erratum.items) + "."
-        lines += ["", f"The paper: {plain(erratum.says)}", "", f"We find: {plain(erratum.finding)}", ""]
-        lines += folded("The witness", code_block(inspect.getsource(erratum.witness)))
-    return "\n".join(lines)
-
-
 def trace_page() -> str:
     """All ids with their code: the overview in front of the papers' pages."""
     lines = ["# What is where", "", "Every equation, rule and table that the project answers for, and its code."]
-    lines += ["An id leads to formula, code, naive form, test and lessons in one place.", ""]
+    lines += ["An id leads to formula, code, naive form, tests and lessons in one place.", ""]
+    lines += markdown_table(["status", "what it means"], [[status, words] for status, words in STATUS.items()])
     for paper, entries in by_paper().items():
-        lines += [f"## {PAPERS.get(paper, paper)}", ""]
-        rows = [[f"`{e.id}`", e.title, ", ".join(f"`{s}`" for s in e.symbols) or "no code yet"] for e in entries]
-        lines += markdown_table(["id", "what", "code"], rows)
+        lines += [f"## {PAPERS[paper]}", "", f"{coverage(entries)}.", ""]
+        rows = [[f"`{e.id}`", e.title, ", ".join(f"`{s}`" for s in e.symbols), e.status] for e in entries]
+        lines += markdown_table(["id", "what", "code", "status"], rows)
     return "\n".join(lines)
+
+
+MADE = ("errata", "tables", "notation", "reproduction")  # modules of condinst_edu.papers that make a page of their own
+
+
+def pages_of_modules() -> dict[str, str]:
+    """{name: page} of those in `MADE` that are there; ids in them become code, of which conf.py makes links."""
+    found = {}
+    for name in MADE:
+        with contextlib.suppress(ModuleNotFoundError):
+            module = importlib.import_module(f"condinst_edu.papers.{name}")
+            if hasattr(module, "page"):
+                found[name] = re.sub(r"\[`?([\w:.-]+)`?\]\(traceability\.md#[\w-]+\)", r"`\1`", module.page())
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------ library

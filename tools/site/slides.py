@@ -48,7 +48,8 @@ def slides_of(lesson: Lesson, notebook: dict[str, Any], questions: list[Question
 
 def by_section(cells: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """(heading, cells) of each part of a notebook under a heading of level 2."""
-    heading, group = "", []
+    heading = ""
+    group: list[dict[str, Any]] = []
     for cell in cells:
         if found := re.match(r"## +(.+)", cell["source"]):
             if heading:
@@ -81,7 +82,7 @@ def section_slides(heading: str, cells: list[dict[str, Any]]) -> list[Slide]:
 
 def points(texts: list[str]) -> list[str]:
     """How a section begins, and the sentences in it that introduce a term in bold."""
-    found = []
+    found: list[str] = []
     for text in texts:
         text = re.sub(
             r"\$\$.+?\$\$|^\|.*$|^#.*$|<details>.*", "", text, flags=re.DOTALL if "<details>" in text else re.M
