@@ -1,5 +1,6 @@
 """What the papers package holds: no cited id is missing, no mapped code is lost, figures are as printed."""
 
+import inspect
 import os
 import re
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ import pytest
 from helpers import ROOT
 
 from condinst_edu.errors import UserError
-from condinst_edu.papers import ERRATA, ITEMS, TABLES, item, table
+from condinst_edu.papers import ERRATA, ITEMS, TABLES, item, notation, table
 from condinst_edu.papers.forms import Cell, Table
 from condinst_edu.papers.items import resolve
 
@@ -157,6 +158,34 @@ def test_tables_are_whole() -> None:
                 assert column.unit != "%" or cell is None or 0 < float(cell) < 100, (entry.id, column)
 
 
+# ----------------------------------------------------------------------------------------------------------- notation
+
+
+def test_symbols_are_called_so_in_the_code() -> None:
+    for symbol in notation.SYMBOLS:
+        name, _, argument = symbol.code.removesuffix(")").partition("(")
+        found = resolve(f"condinst_edu.{name}")
+        assert not argument or argument in inspect.signature(found).parameters, symbol
+        assert symbol.paper in {entry.paper for entry in ITEMS.values()}
+        assert {ITEMS[id].paper for id in symbol.items} <= {symbol.paper}, symbol
+        assert symbol.meaning
+        assert symbol.latex.count("{") == symbol.latex.count("}")
+
+
+def test_formulas_have_symbols() -> None:
+    for name, entry in ITEMS.items():
+        assert not entry.formula or notation.symbols_of(name), name
+
+
+def test_disagreements() -> None:
+    letters = notation.disagreements()
+    assert {s.paper for s in letters["R"]} == {"dr1mask", "adaptis"}
+    assert {s.paper for s in letters["K"]} == {"condinst", "dr1mask", "adaptis"}
+    assert "theta" not in letters
+    for names in notation.SAME_THING.values():
+        assert len(set(names.values())) > 1
+
+
 # ------------------------------------------------------------------------------------------------------------- errata
 
 
@@ -166,6 +195,36 @@ def test_erratum_has_a_witness(name: str) -> None:
     assert erratum.witness() is True
     assert set(erratum.items) <= set(ITEMS)
     assert erratum.status in ("confirmed", "refuted", "we differ", "open")
+
+
+LEADS = [
+    "condinst:section-3.4",
+    "condinst:table-1a-1b",
+    "condinst:table-3-caption",
+    "condinst:section-3.6",
+    "condinst:table-9-rows",
+    "condinst:eq-2-classes",
+    "condinst:section-2.5",
+    "dr1mask:eq-3-4",
+    "dr1mask:equation-3.1",
+    "dr1mask:kernel-shape",
+    "dr1mask:crops",
+    "dr1mask:section-3.2.3",
+    "dr1mask:abstract",
+    "dr1mask:table-6-gain",
+    "adaptis:appendix-a",
+    "adaptis:section-7",
+]
+
+
+def test_every_lead_is_followed() -> None:
+    """One entry for each place where a paper seems to contradict itself, in the order of the list of them."""
+    assert set(LEADS) <= set(ERRATA)
+    if not (PAPERS / "README.md").exists():
+        pytest.skip(f"the papers' texts are not in {PAPERS}")
+    leads = (PAPERS / "README.md").read_text().split("## Errata leads")[1].split("|---|---|---|")[1]
+    asked = [line.split("|")[1].strip() for line in leads.splitlines() if line.startswith("|")]
+    assert asked == [name.split(":")[0] for name in LEADS]
 
 
 def test_a_witness_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:

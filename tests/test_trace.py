@@ -8,7 +8,7 @@ import pytest
 import condinst_edu.condinst
 import condinst_edu.papers.naive_fcos
 from condinst_edu.cli import run
-from condinst_edu.papers import ERRATA, ITEMS, TABLES, errata, tables, trace
+from condinst_edu.papers import ERRATA, ITEMS, TABLES, errata, notation, tables, trace
 from condinst_edu.papers.forms import anchor
 from condinst_edu.papers.miniatures import MINIATURES
 
@@ -107,6 +107,7 @@ def headings(page: str) -> set[str]:
 
 def test_pages_link_to_what_is_there() -> None:
     pages = {"traceability.md": trace.page(), "errata.md": errata.page(), "tables.md": tables.page()}
+    pages["notation.md"] = notation.page()
     for name, page in pages.items():
         for path, target in re.findall(r"\]\(([\w.]*)#([\w-]+)\)", page):
             if not target.startswith("L"):

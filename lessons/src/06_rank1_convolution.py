@@ -99,7 +99,7 @@ for channels in (4, 8, 32, 64):
 # %%
 from condinst_edu.dr1mask import DR1Conv2d, dr1conv, rank1_weight
 from condinst_edu.papers import naive_dr1mask as naive
-from condinst_edu.teach import check, deviate, same_as
+from condinst_edu.teach import check, deviate, same_as, show_equation
 
 random = torch.Generator().manual_seed(0)
 W, a, b, x = (torch.randn(*s, generator=random) for s in ((5, 3), (3,), (5,), (3,)))
@@ -127,6 +127,7 @@ with torch.no_grad():
         same_as(conv(X, A, B)[0], naive.eq_4(weight, X[0], A[0], B[0]), name=f"Eq. 4 in loops, {kernel}x{kernel}")
         if kernel == 1:
             same_as(conv(X, A, B)[0], naive.eq_2(weight[:, :, 0, 0], X[0], A[0], B[0]), name="Eq. 2 in loops")
+show_equation("dr1mask:eq-4")
 
 # %% [markdown]
 # **What Eq. 3 as printed would compute.** The paper writes the general kernel out as a sum (`dr1mask:eq-3`)
