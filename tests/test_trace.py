@@ -8,9 +8,10 @@ import pytest
 import condinst_edu.condinst
 import condinst_edu.papers.naive_fcos
 from condinst_edu.cli import run
-from condinst_edu.papers import ERRATA, ITEMS, TABLES, errata, tables, trace
+from condinst_edu.papers import ERRATA, ITEMS, TABLES, errata, notation, tables, trace
 from condinst_edu.papers.forms import anchor
 from condinst_edu.papers.miniatures import MINIATURES
+from condinst_edu.teach.lessons import lesson_names, read_lesson
 
 
 def test_nothing_is_lost() -> None:
@@ -67,6 +68,12 @@ def test_statuses() -> None:
         assert entry.status != "miniature" or entry.id in MINIATURES, entry.id
 
 
+@pytest.mark.parametrize("name", lesson_names())
+def test_lessons_cite_what_their_headers_promise(name: str) -> None:
+    for id in read_lesson(name).papers:
+        assert f"lessons/{name}.ipynb" in {notebook for notebook, _ in trace.sections_on(id)}, id
+
+
 def test_lessons_are_found_by_what_they_cite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lessons" / "src").mkdir(parents=True)
     text = "#     papers: `condinst:eq-2`\n# ## The loss\n# `condinst:eq-2`, and `condinst:eq-2`\n"
@@ -107,6 +114,7 @@ def headings(page: str) -> set[str]:
 
 def test_pages_link_to_what_is_there() -> None:
     pages = {"traceability.md": trace.page(), "errata.md": errata.page(), "tables.md": tables.page()}
+    pages["notation.md"] = notation.page()
     for name, page in pages.items():
         for path, target in re.findall(r"\]\(([\w.]*)#([\w-]+)\)", page):
             if not target.startswith("L"):

@@ -20,6 +20,8 @@ import condinst_edu
 from condinst_edu.papers import ERRATA, ITEMS, TABLES, Item, item
 from condinst_edu.papers.forms import PARTS, STATUS, Part, Table, anchor, cell_text
 from condinst_edu.papers.items import lost_symbols, resolve
+from condinst_edu.papers.miniatures import MINIATURES
+from condinst_edu.papers.notation import symbols_of
 from condinst_edu.papers.tables import markdown
 
 ROOT = Path(condinst_edu.__file__).parents[1]  # the checkout: the package is installed in place
@@ -168,8 +170,6 @@ def show_trace(console: Console | None = None) -> None:
 
 def show_item(name: str, console: Console | None = None) -> None:
     """One id in full: formula, code, naive form, tests, lessons, table, errata. Errors: UserError as `item`."""
-    from condinst_edu.papers.reproduce import MINIATURES  # here: the list of all ids does without torch
-
     console = console or Console()
     entry = item(name)
 
@@ -179,6 +179,8 @@ def show_item(name: str, console: Console | None = None) -> None:
     console.print(f"[bold]{entry.id}[/]  {escape(entry.title)} ({section(entry)})", highlight=False)
     if entry.formula:
         line(entry.formula)
+    for s in symbols_of(entry.id):
+        line(f"  {s.latex}: {s.meaning}{f'; {s.shape}' if s.shape else ''}; in the code {s.code}")
     line(f"  status: {entry.status}: {STATUS[entry.status]}")
     for symbol in entry.symbols:
         line(f"  code: {symbol}  {place(symbol)}")
@@ -262,6 +264,10 @@ def item_lines(entry: Item, link: Link) -> list[str]:
     lines = [f"### {entry.id}", "", f"{entry.title} ({section(entry)}).", ""]
     if entry.formula:
         lines += ["$$", entry.formula, "$$", ""]
+    lines += [
+        f"- ${s.latex}$: {s.meaning}{f'; {s.shape}' if s.shape else ''}; in the code `{s.code}`"
+        for s in symbols_of(entry.id)
+    ]
     lines += [f"- status: {entry.status}"]
     lines += [f"- code: {linked(symbol, place(symbol))}" for symbol in entry.symbols]
     lines += [f"- naive form: {linked(symbol, place(symbol))}" for symbol in entry.naive]
@@ -273,6 +279,7 @@ def item_lines(entry: Item, link: Link) -> list[str]:
         for erratum in ERRATA.values()
         if entry.id in erratum.items
     ]
+    lines += [f"- in miniature: `condinst-edu reproduce {entry.id}`"] if entry.id in MINIATURES else []
     for symbol in entry.naive:
         lines += ["", "```python", source(symbol).rstrip(), "```"]
     if entry.id in TABLES:

@@ -342,6 +342,7 @@ for name, model in (("SOLO", solo), ("Decoupled SOLO", decoupled)):
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
+# late: count the channels, skip the heat maps (saves 5)
 # Look at the picture together: the row's map is a stripe through all that lies in row i, the column's holds the shape.
 # Nothing asks for this division of labour; only the product is trained. Which pairs of objects can it confuse? (Those in
 # the row of one and the column of the other.) `condinst-edu bench solo` measures memory and time of full-size models.
@@ -483,6 +484,7 @@ print(f"and one of 8 beside it, at stride 4: {both:.1f}")
 
 # %% [markdown] tags=["instructor"]
 # minutes: 7
+# late: give the gain of CoordConv and go on (saves 5)
 # The ceiling separates what a design forbids from what a network fails to learn. Ask what it ignores: false positives,
 # and whether the network can tell two cells apart at all.
 
@@ -521,6 +523,7 @@ pic.show_panels(panels, columns=3)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 5
+# late: skip, or give it as homework (saves 5)
 # Three columns on the board: filter, point, cell. What is computed once per image, what per object? What happens with a
 # hundred objects, with none? Which of them needs NMS, and on what?
 
