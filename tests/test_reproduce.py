@@ -30,7 +30,14 @@ SMALL = (
     "bottom.channels=8",
     "bottom.convs=1",
 )
-TOY = ("backbone_options.width=4", "backbone_options.depth=1", "branch_width=4", "points=2", "limit=2")
+TOY = (
+    "backbone_options.width=4",
+    "backbone_options.depth=1",
+    "backbone_options.finest=0",
+    "branch_width=4",
+    "points=2",
+    "limit=2",
+)
 SMALLER = {
     "shapes-condinst": SMALL,
     "shapes-dr1mask": (*SMALL[:3], "basis.width=4"),

@@ -221,7 +221,7 @@ MINIATURES: dict[str, Miniature] = {
     "adaptis:table-1": Miniature(
         "bacteria-adaptis",
         (DEFAULT,),
-        iterations=2000,
+        iterations=5000,
         note="Our images are made to the paper's description, since its own were never published: its figures stand "
         "beside ours as an indication.",
         skip=1,  # Mask R-CNN

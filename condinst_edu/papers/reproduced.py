@@ -178,7 +178,7 @@ def plot(result: Result, path: Path) -> None:
             values = row["scores"][ours]
             axes[-1].plot([sum(values) / len(values)], [i], "|", color="tab:blue", markersize=16)
             axes[-1].plot(values, [i] * len(values), "o", color="tab:blue", alpha=0.6, markersize=5)
-        axes[-1].set_xlabel(f"ours: {ours}, a point for each seed, a line at their mean")
+        axes[-1].set_xlabel(f"ours: {ours} (points: seeds, line: mean)")
         axes[0].set_yticks(range(len(rows)), [row["name"] for row in rows])
         axes[0].set_ylim(len(rows) - 0.5, -0.5)
         for axis in axes:
