@@ -31,6 +31,7 @@ from condinst_edu.adaptis_greedy import (
     local_maxima_points,
 )
 from condinst_edu.adaptis_targets import (
+    AdaptiveThreshold,
     Queries,
     mask_iou,
     proposal_labels,
@@ -280,13 +281,14 @@ class AdaptIS(nn.Module):
         options = dict(backbone_options or {})
         self.backbone = UNet(**options) if backbone == "unet" else DeepLab(backbone, **options)
         photographs = backbone != "unet"
-        self.divisor = 8 if photographs else 1
         channels, self.stride = self.backbone.out_channels, self.backbone.stride
+        self.divisor = 8 if photographs else self.stride
         self.head = InstanceHead(channels, self.stride, **{"separable": photographs, **(head or {})})
         self.semantic = dense_head(channels, self.stuff + self.num_things, branch_width, photographs)
         self.proposals = dense_head(channels, 1, branch_width, photographs)
         self.points, self.loss, self.gamma = points, loss, gamma
-        self.semantic_weight, self.stage, self.soft_labels = semantic_weight, stage, soft_labels
+        self.semantic_weight, self.stage = semantic_weight, stage
+        self.label_threshold = AdaptiveThreshold() if soft_labels else None
         self.propose, self.candidates, self.proposal_threshold = propose, candidates, proposal_threshold
         self.threshold, self.overlap, self.limit, self.flip = threshold, overlap, limit, flip
         self.mean, self.std = tuple(mean), tuple(std)
@@ -368,9 +370,11 @@ class AdaptIS(nn.Module):
         """
         with torch.no_grad():
             probabilities = self.logits(features, queries.image, queries.points).sigmoid()
-            iou = mask_iou(probabilities > self.threshold, queries.masks).unflatten(0, (-1, self.points))
+            adaptive = self.label_threshold
+            threshold = self.threshold if adaptive is None else adaptive(probabilities, queries.masks)
+            iou = mask_iou(probabilities > threshold, queries.masks).unflatten(0, (-1, self.points))  # (B, P)
             labels = proposal_labels(iou)
-            if self.soft_labels:
+            if adaptive is not None:
                 inside = (queries.masks > 0).flatten(1)
                 mean = (probabilities.flatten(1) * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1)
                 labels = soft_proposal_labels(iou, mean.unflatten(0, (-1, self.points)))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from condinst_edu.layers.images import Size, Target
 
@@ -74,19 +74,47 @@ def proposal_labels(iou: Tensor, share: float = 0.2) -> Tensor:
 def soft_proposal_labels(iou: Tensor, confidence: Tensor) -> Tensor:
     """The official code's labels in place of the paper's: iou, confidence (O, P) -> (O, P) in 0 and 0.7..1, or -1.
 
-    confidence: mean probability inside the object. Points above 0.95 times the 30th percentile of iou * confidence
-    (0.99 times its least where all IoUs are within 0.1) are good, by degrees; an object without any IoU is ignored.
+    IoUs are those of masks above an `AdaptiveThreshold`; confidence: mean probability inside the object. Points above
+    0.95 times the 30th percentile of iou * confidence (0.99 times its least where all IoUs are within 0.1) are good, by
+    degrees; an object without any IoU is ignored.
     """
-    labels = torch.full_like(iou, -1)
-    for row, u, score in zip(labels, iou, iou * confidence, strict=True):
-        if (u < 0).any() or (u < 1e-5).all():
-            continue
-        bound = 0.95 * score.quantile(0.3) if u.max() - u.min() > 0.1 else 0.99 * score.min()
-        good = score > bound
-        low, high = score[good].min(), score[good].max()
-        grade = (score - low) / (high - low) if high - low > 1e-3 else torch.ones_like(score)
-        row.copy_(torch.where(good, 0.7 + 0.3 * grade, 0))
-    return labels
+    score = iou * confidence
+    least, most = score.amin(dim=1, keepdim=True), score.amax(dim=1, keepdim=True)  # (O, 1)
+    spread = iou.amax(dim=1, keepdim=True) - iou.amin(dim=1, keepdim=True)
+    bound = torch.where(spread > 0.1, 0.95 * score.quantile(0.3, dim=1, keepdim=True), 0.99 * least)
+    good = score > bound
+    low = score.masked_fill(~good, torch.inf).amin(dim=1, keepdim=True)
+    grade = torch.where(most - low > 1e-3, (score - low) / (most - low), 1)
+    ignored = (iou < 0).any(dim=1) | (iou < 1e-5).all(dim=1)
+    return torch.where(ignored[:, None], -1, torch.where(good, 0.7 + 0.3 * grade, 0))
+
+
+class AdaptiveThreshold(nn.Module):
+    """The threshold of the masks that soft labels are made from, which follows their IoU as training goes on.
+
+    start: its first value; forward: probabilities (N, H, W), truth (N, H, W) in {1, 0, -1} -> the next value (). Tried
+    are the threshold, and `reach` above and below it; it goes `rate` of the way to the one with the highest mean IoU of
+    all masks that have an object. So every step is one of 0.00025 up, none, or one down, and the buffer `moves`, their
+    sum, is all that a checkpoint keeps. Source: the official code's.
+    """
+
+    def __init__(self, start: float = 0.35, reach: float = 0.025, rate: float = 0.01) -> None:
+        super().__init__()
+        self.start, self.reach, self.rate = start, reach, rate
+        self.moves: Tensor
+        self.register_buffer("moves", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def value(self) -> Tensor:
+        return self.start + self.rate * self.reach * self.moves.double()
+
+    @torch.no_grad()
+    def forward(self, probabilities: Tensor, truth: Tensor) -> Tensor:
+        exists = (truth > 0).flatten(1).any(dim=1)
+        moves = torch.tensor([0, 1, -1], device=truth.device)  # of equal IoUs the first counts
+        tried = [mask_iou(probabilities > self.value + self.reach * move, truth) * exists for move in (0, 1, -1)]
+        self.moves += moves.take(torch.stack(tried).sum(dim=1).argmax())
+        return self.value
 
 
 def mask_iou(masks: Tensor, truth: Tensor) -> Tensor:

@@ -296,7 +296,8 @@ DATA_USAGE = """usage: condinst-edu data KIND [options]     (data KIND --help te
 
   shapes      write the generated shapes as a COCO folder
   coco        download COCO 2017 (20 GB), check it and unpack it
-  cityscapes  write COCO annotations for a Cityscapes folder
+  cityscapes  write COCO annotations and panoptic files for a Cityscapes folder
+  mapillary   write the panoptic files of a Mapillary Vistas folder that has none
   check       say whether a folder of images and COCO annotations is complete
 """
 
@@ -305,7 +306,8 @@ def data(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(DATA_USAGE, end="")
         return
-    kinds = {"shapes": data_shapes, "coco": data_coco, "cityscapes": data_cityscapes, "check": data_check}
+    kinds = {"shapes": data_shapes, "coco": data_coco, "cityscapes": data_cityscapes, "mapillary": data_mapillary}
+    kinds |= {"check": data_check}
     if arguments[0] not in kinds:
         raise UserError(f"unknown kind of data {arguments[0]!r}: expected one of {', '.join(kinds)}")
     kinds[arguments[0]](arguments[1:])
@@ -332,7 +334,7 @@ def data_coco(arguments: list[str]) -> None:
 def data_cityscapes(arguments: list[str]) -> None:
     @dataclass(frozen=True)
     class Cityscapes:
-        """Write COCO annotations of a Cityscapes folder's fine annotations, eight classes of objects."""
+        """Write COCO annotations of a Cityscapes folder's objects (eight classes), and panoptic files (19 classes)."""
 
         root: Path = Path("data/cityscapes")
         """The folder with gtFine/ and leftImg8bit/; the annotations go to its annotations/."""
@@ -340,8 +342,23 @@ def data_cityscapes(arguments: list[str]) -> None:
     options = parse(Cityscapes, "data cityscapes", arguments)
     from condinst_edu.datasets.cityscapes import write_annotations
 
-    for path, images, objects in write_annotations(options.root):
-        print(f"{path}: {images} images, {objects} objects")
+    for path, images, contents in write_annotations(options.root):
+        print(f"{path}: {images} images, {contents}")
+
+
+def data_mapillary(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Mapillary:
+        """Write the panoptic files of a Mapillary Vistas folder (version 1.2), where it has none."""
+
+        root: Positional[Path]
+        """The folder with training/, validation/ and config.json, as it is unpacked."""
+
+    options = parse(Mapillary, "data mapillary", arguments)
+    from condinst_edu.datasets.mapillary import write_panoptic
+
+    for line in write_panoptic(options.root):
+        print(line)
 
 
 def data_check(arguments: list[str]) -> None:
@@ -442,16 +459,19 @@ def bench(arguments: list[str]) -> None:
 def reproduce(arguments: list[str]) -> None:
     @dataclass(frozen=True)
     class Reproduce:
-        """Train the rows of a paper's table at small scale and print them under the paper's."""
+        """Train the rows of a paper's table at small scale; print them under the paper's, and what its claims become.
+
+        An interrupted call goes on; rows that several tables share are trained once.
+        """
 
         table: Positional[tuple[str, ...]]
         """PAPER:TABLE, for example condinst:table-3."""
-        seeds: int = 1
-        """Trainings of each row, from seed 0 on."""
-        iterations: int = 1000
-        """Of each training: a minute or two on a laptop."""
+        seeds: int = 3
+        """Trainings of each row, from seed 0 on; fewer than 3 decide no claim."""
+        iterations: int | None = None
+        """Of each training; those of the stored result by default."""
         budget: str | None = None
-        """Time for all of it, as 10m or 600s, from which the iterations follow (tables of AdaptIS)."""
+        """Time for all of it, as 20m or 600s, from which the iterations follow."""
         data: Path = Path("data/shapes-full")
         """Folder of the shapes; written if it is not there."""
         out: Path = Path("runs/reproduce")
@@ -460,15 +480,19 @@ def reproduce(arguments: list[str]) -> None:
         """Where to run: cpu, cuda, cuda:1, ..."""
         set: UseAppendAction[tuple[str, ...]] = ()
         """Replace an argument of every row's model, KEY=VALUE, as in train; may be repeated."""
+        scratch: bool = False
+        """Start from random weights; else models of shapes start with the backbone of the shipped tiny FCOS."""
+        publish: bool = False
+        """Store the result in condinst_edu/papers/results too, where the page of them all takes it from."""
 
     options = parse(Reproduce, "reproduce", arguments)
     from condinst_edu.papers.reproduce import Settings
     from condinst_edu.papers.reproduce import reproduce as run_reproduction
 
-    device = check_device(options.device)
+    values = {name: value for name, value in values_of(options).items() if name not in ("table", "set", "budget")}
+    values["device"] = check_device(options.device)
     budget = None if options.budget is None else seconds_of(options.budget)
-    settings = Settings(options.seeds, options.iterations, options.data, options.out, device, options.set, budget)
-    run_reproduction(" ".join(options.table), settings)
+    run_reproduction(" ".join(options.table), Settings(**values, extra=options.set, budget=budget))
 
 
 def seconds_of(text: str) -> float:

@@ -191,6 +191,7 @@ NO_WEIGHTS = re.compile(
     r"(^|\.)(pixel_mean|pixel_std|_iter|sizes_of_interest|num_batches_tracked)$|bottom_up\.level[34]\.project\."
 )
 CLASSIFIERS = re.compile(r"(^|\.)(head\.class_logits|semantic\.2)\.")  # our names; the semantic task has one too
+COUNTS = re.compile(r"^label_threshold\.")  # what every run counts from its own beginning
 FIRST_LAYERS = ("backbone.stem.0.weight", "backbone.body.base_layer.0.weight")
 
 
@@ -300,10 +301,12 @@ def begin_with(model: nn.Module, weights: str, class_names: Sequence[str]) -> No
     Errors: UserError where another tensor does not fit.
     """
     trained = open_weights(weights)
+    state = {key: tensor for key, tensor in trained.model.state_dict().items() if not COUNTS.search(key)}
+    state |= {key: tensor for key, tensor in model.state_dict().items() if COUNTS.search(key)}
     if trained.class_names == list(class_names):
-        load_state(model, trained.model.state_dict(), Path(weights))
+        load_state(model, state, Path(weights))
     else:
-        keep_all_but_classifier(model, trained.model.state_dict(), weights)
+        keep_all_but_classifier(model, state, weights)
 
 
 def keep_all_but_classifier(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -20,20 +20,20 @@ from helpers import ROOT, same, same_to_scale
 from PIL import Image
 from torch import Tensor, nn
 
+import condinst_edu.adaptis
 from condinst_edu.adaptis import (
     AdaIN,
     AdaptIS,
     InstanceHead,
     dense_head,
     find_local_maxima,
-    mask_iou,
     point_features,
-    soft_proposal_labels,
 )
 from condinst_edu.adaptis_greedy import aggregate_official, blur
+from condinst_edu.adaptis_targets import AdaptiveThreshold, Queries, soft_proposal_labels
 from condinst_edu.coordinates import relative_coordconv
 from condinst_edu.layers.losses import normalized_focal_loss, normalized_focal_softmax_loss
-from condinst_edu.layers.unet import conv_relu_bn
+from condinst_edu.layers.unet import UpBlock, conv_relu_bn
 
 FOLDERS = (
     Path(os.environ.get("CONDINST_GOLDEN", ROOT.parent / "shared" / "golden")) / "adaptis",
@@ -204,29 +204,74 @@ def test_point_features(case: str, stride: int) -> None:
     assert near.sum() >= 8
 
 
+@pytest.mark.parametrize(("case", "channels"), [("up_2_4_4", 4), ("up_2_4_2", 2)])
+def test_upsampling_begins_as_the_official_one(case: str, channels: int) -> None:
+    """Each map by itself, or two by two."""
+    data = numbers("blocks_pytorch.npz")
+    if f"{case}/x" not in data:
+        pytest.skip(f"{case} is not among the numbers in {FOLDERS[1]}")
+    block = UpBlock(4, channels, channels)
+    same(block.upsample.weight.detach(), data[f"{case}/w"], 1e-7)
+    same(block.upsample(data[f"{case}/x"]).detach(), data[f"{case}/y"], 1e-5)
+
+
 def test_box_filter() -> None:
     data = numbers("sampling/misc.npz")
     for width in (2, 3, 5):
         same(blur(data["blur_in"], width), data[f"blur{width}"], 1e-6)
 
 
-def test_soft_proposal_labels() -> None:
-    """The official labels of the proposal branch, from the same masks.
+def test_adaptive_threshold() -> None:
+    """The official sequence of thresholds, over batches of masks; one has no object, one pixels that are ignored."""
+    data, steps = numbers("proposals_metrics_pytorch.npz"), facts("proposals_metrics_pytorch.json")["adaptive_iou"]
+    adaptive = AdaptiveThreshold(start=0.4)
+    for k, step in enumerate(steps):
+        threshold = adaptive(data[f"aiou_{k:02}/logits"][:, 0].sigmoid(), data[f"aiou_{k:02}/gt"][:, 0])
+        assert threshold.item() == pytest.approx(step["iou_thresh"], rel=0, abs=1e-9)
+    assert len(steps) == 12
+
+
+class GivenMasks(AdaptIS):
+    """An AdaptIS whose masks are given, and whose proposal logits are the features at the points."""
+
+    def __init__(self, masks: Tensor) -> None:
+        super().__init__(backbone_options={"width": 4, "depth": 1}, points=8, stage="proposals", soft_labels=True)
+        self.given, self.proposals = masks, nn.Sequential()
+
+    def logits(self, features: Tensor, image: Tensor, points: Tensor) -> Tensor:
+        return self.given
+
+
+@pytest.mark.parametrize("name", [f"proposals_loss_0{k}" for k in range(5)])
+def test_soft_labels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thresholds, labels, losses and gradients of the proposal branch with the official labels, from the same masks.
 
     Where a part of an object's surroundings is ignored, their mean probability inside subtracts it: an error of theirs
     that ours leave out (sample 0 of the last case).
     """
     data = numbers("proposals_metrics_pytorch.npz")
-    for case in facts("proposals_metrics_pytorch.json")["proposals"]:
-        name, points = case["case"], case["points"]
-        probabilities, truth = data[f"{name}/inst_logits"][:, 0].sigmoid(), data[f"{name}/gt"][:, 0]
-        iou = mask_iou(probabilities > case["iou_thresh_after"], truth).double()
-        iou[(truth < 0).flatten(1).all(dim=1)] = -1
-        inside = (truth > 0).flatten(1)
-        mean = (probabilities.flatten(1) * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1)
-        labels = soft_proposal_labels(iou.unflatten(0, (-1, points)), mean.double().unflatten(0, (-1, points)))
-        checked = slice(1 if "partially ignored" in case["note"] else 0, None)
-        same(labels[checked], data[f"{name}/labels"][checked], 1e-5)
+    (case,) = (c for c in facts("proposals_metrics_pytorch.json")["proposals"] if c["case"] == name)
+    count = case["points"]
+    model = GivenMasks(data[f"{name}/inst_logits"][:, 0])
+    labels = []
+
+    def keep(*arguments: Tensor) -> Tensor:
+        labels.append(soft_proposal_labels(*arguments))
+        return labels[0]
+
+    monkeypatch.setattr(condinst_edu.adaptis, "soft_proposal_labels", keep)
+    features = data[f"{name}/proposals"].reshape(-1, 1, 1, count).requires_grad_()  # (B, 1, 1, P)
+    points = torch.stack([torch.arange(count), torch.zeros(count)], dim=1).repeat(case["batch"], 1)
+    image = torch.arange(case["batch"]).repeat_interleave(count)
+    loss = model.proposal_loss(features, Queries(points, image, data[f"{name}/gt"][:, 0]))
+    assert model.label_threshold is not None
+    assert model.label_threshold.value.item() == pytest.approx(case["iou_thresh_after"], rel=0, abs=1e-9)
+    checked = slice(1 if "partially ignored" in case["note"] else 0, None)
+    same(labels[0][checked], data[f"{name}/labels"][checked], 1e-5)
+    (grad,) = torch.autograd.grad(loss, features)
+    same(grad.flatten(1)[checked], data[f"{name}/grad"].view(-1, count)[checked], 1e-5)
+    if not checked.start:
+        same(loss.detach(), data[f"{name}/loss"].mean(), 1e-5)
 
 
 # -------------------------------------------------------------------------------------------------------- toy network
@@ -321,12 +366,19 @@ def test_toy_network_in_training(name: str) -> None:
     model, names = toy_model(name)
     model.train()
     data, spec = numbers(f"toy_model_pytorch_{name}.npz"), facts("toy_model_pytorch.json")[name]["train_step"]
+    logits, semantic = check_training_step(model, names, data, spec)
+    same(logits, data["train_instances"][:, 0], 1e-4)
+    same(semantic, data["train_semantic"], 1e-4)
+
+
+def check_training_step(
+    model: AdaptIS, names: dict[str, str], data: dict[str, Tensor], spec: dict[str, Any], rtol: float = 2e-3
+) -> tuple[Tensor, Tensor]:
+    """Losses, and the norm of each parameter's gradient, are the official ones; returns both outputs."""
     points = data["points"].flatten(0, 1).flip(1)
     image = torch.arange(len(data["points"])).repeat_interleave(data["points"].shape[1])
     features = model.backbone(data["image"])
     logits, semantic = model.head(features, image, points), model.semantic(features)
-    same(logits.detach(), data["train_instances"][:, 0], 1e-4)
-    same(semantic.detach(), data["train_semantic"], 1e-4)
     masks = data["target_instances"][:, 0]
     share = (masks >= 0).flatten(1).float().mean(dim=1)
     mask_loss = (normalized_focal_loss(logits, masks, alpha=0.5) / share.clamp(min=1e-6)).mean()
@@ -338,59 +390,110 @@ def test_toy_network_in_training(name: str) -> None:
     for ours, parameter in model.named_parameters():
         expected = spec["grad_l2"].get(names[ours])
         if parameter.grad is not None and expected is not None:
-            torch.testing.assert_close(float(parameter.grad.norm()), expected, rtol=2e-3, atol=1e-5, msg=ours)
+            torch.testing.assert_close(float(parameter.grad.norm()), expected, rtol=rtol, atol=1e-5, msg=ours)
             checked += 1
     assert checked > 60
+    return logits.detach(), semantic.detach()
+
+
+MXNET_RENAMES = [  # [mx] -> ours
+    (r"^feature_extractor\.image_bn", "backbone.norm"),
+    (r"^feature_extractor\.d0\.(\d)", r"backbone.down.0.\1"),
+    (r"^feature_extractor\.d([1-9])\.1\.(\d)", r"backbone.down.\1.\2"),
+    (r"^feature_extractor\.u(\d)\.upsampler", r"backbone.up.\1.upsample"),
+    (r"^feature_extractor\.u(\d)\.conv1", r"backbone.up.\1.mix.0"),
+    (r"^feature_extractor\.u(\d)\.conv3_(\d)", r"backbone.up.\1.blocks.\2"),
+    (r"^feature_extractor\.fe", "backbone.final"),
+    (r"^adaptis_head\.controller_net\.layers", "head.controller"),
+    (r"^adaptis_head\.block0", "head.before"),
+    (r"^adaptis_head\.adain\.affine_scale", "head.adain.scale"),
+    (r"^adaptis_head\.adain\.affine_bias", "head.adain.shift"),
+    (r"^adaptis_head\.block1", "head.after"),
+    (r"^segmentation_head\.layers", "semantic"),
+    (r"^proposals_head\.layers", "proposals"),
+]
+
+
+def our_name_of_mxnet(name: str) -> str:
+    """[mx] holds a ReLU in the convolution before it, so that pairs of layers are numbered, where ours are threes."""
+    (ours,) = (re.sub(pattern, new, name) for pattern, new in MXNET_RENAMES if re.search(pattern, name))
+    ours = ours.replace("gamma", "weight").replace("beta", "bias")
+    if found := re.fullmatch(r"(backbone\.final|head\.\w+|semantic|proposals)\.(\d)\.(\w+)", ours):
+        prefix, number, rest = found.groups()
+        block, norm = divmod(int(number), 2)
+        if prefix == "head.controller":
+            return f"{prefix}.{3 * block + 2 * norm}.{rest}"
+        if prefix == "head.before" and not block:
+            return f"head.before.1.{rest}" if norm else f"head.first.{rest}"
+        last = {"head.after": 1, "semantic": 3, "proposals": 2}.get(prefix)
+        block += prefix == "head.before"
+        return f"{prefix}.{block}.{rest}" if block == last else f"{prefix}.{block}.{2 * norm}.{rest}"
+    if found := re.fullmatch(r"(backbone\.up\.)(\d)(\..*)", ours):
+        return f"{found[1]}{3 - int(found[2])}{found[3]}"  # ours are numbered from below
+    return ours
+
+
+def mxnet_model(name: str) -> tuple[AdaptIS, dict[str, str]]:
+    """Our model as the paper's own code has it, with its synthetic weights, and its name of each of our parameters.
+
+    Upsampling is frozen, branches have 32 channels, the proposal branch two blocks, AdaIN no eps. To be equal, the
+    controller runs on the whole map, and where ours puts what was upsampled before the features of the way down and x
+    before y, the weights change places.
+    """
+    spec = facts("toy_model_mxnet.json")[name]
+    width = spec["channel_width"]
+    options = {"width": width, "max_width": spec["max_width"], "frozen_upsampling": True}
+    model = AdaptIS(backbone_options=options, branch_width=32)
+    model.proposals = nn.Sequential(conv_relu_bn(width, 32), conv_relu_bn(32, 32), nn.Conv2d(32, 1, 1))
+    model.head = HeadOfMaps(width, distance=True)
+    model.head.adain.eps = 0
+    names = {our_name_of_mxnet(official): official for official, _ in spec["params"]}
+    assert len(names) == len(spec["params"])
+    own = model.state_dict()
+    state = {}
+    for official, shape in spec["params"]:
+        ours = our_name_of_mxnet(official)
+        x = fill(official, shape)
+        if ours == "head.first.weight":
+            x = x[:, [1, 0, *range(2, x.shape[1])]]
+        if "conv3_0.0" in official:
+            x = x.roll(x.shape[1] // 2, 1)
+        state[ours] = x.reshape(own[ours].shape)
+    missing = model.load_state_dict(state, strict=False)
+    assert all("num_batches" in key for key in missing.missing_keys)
+    assert not missing.unexpected_keys
+    return model, names
+
+
+@pytest.mark.parametrize("name", ["w8m64", "w8m512", "w32m512"])
+def test_toy_network_of_mxnet(name: str) -> None:
+    """The whole network of [mx] in evaluation."""
+    model, _ = mxnet_model(name)
+    model.eval()
+    data, shared = numbers(f"toy_model_mxnet_{name}.npz"), numbers(f"toy_model_pytorch_{name}.npz")
+    points = shared["points"].flatten(0, 1).flip(1)
+    image = torch.arange(len(shared["points"])).repeat_interleave(shared["points"].shape[1])
+    with torch.no_grad():
+        features = model.backbone(shared["image"])
+        same(features, data["eval_features"], 1e-4)
+        same(model.head(features, image, points), data["eval_instances"][:, 0], 1e-4)
+        same(model.semantic(features), data["eval_semantic"], 1e-4)
+        same(point_features(model.proposals(features), image, points), data["eval_proposals"], 1e-4)
 
 
 @pytest.mark.parametrize("name", ["w8m64", "w8m512"])
-def test_heads_of_mxnet(name: str) -> None:
-    """[mx] block by block: its heads on its own features. No 1 in AdaIN's shift, 32 channels in the branches."""
-    spec, data = facts("toy_model_mxnet.json")[name], numbers(f"toy_model_mxnet_{name}.npz")
-    shared = numbers(f"toy_model_pytorch_{name}.npz")
-    width = spec["channel_width"]
-    head = HeadOfMaps(width, distance=True).eval()
-    semantic = dense_head(width, 2, 32).eval()
-    proposals = nn.Sequential(conv_relu_bn(width, 32), conv_relu_bn(32, 32), nn.Conv2d(32, 1, 1)).eval()
-    head.adain.eps = 0
-    mxnet = {n: fill(n, s) for n, s in spec["params"]}
+def test_toy_network_of_mxnet_in_training(name: str) -> None:
+    """Losses and gradients of [mx]; what it freezes has none.
 
-    def conv_bn(prefix: str, conv: str, norm: str, at: tuple[int, int]) -> dict[str, Tensor]:
-        pairs = {"weight": "gamma", "bias": "beta", "running_mean": "running_mean", "running_var": "running_var"}
-        found = {f"{conv}.{k}": mxnet[f"{prefix}.{at[0]}.{k}"] for k in ("weight", "bias")}
-        return found | {f"{norm}.{k}": mxnet[f"{prefix}.{at[1]}.{v}"] for k, v in pairs.items()}
-
-    state: dict[str, Tensor] = {}
-    for i in range(3):
-        state |= conv_bn(
-            "adaptis_head.controller_net.layers", f"controller.{3 * i}", f"controller.{3 * i + 2}", (2 * i, 2 * i + 1)
-        )
-    state |= conv_bn("adaptis_head.block0", "first", "before.1", (0, 1))
-    state |= conv_bn("adaptis_head.block0", "before.2.0", "before.2.2", (2, 3))
-    state |= conv_bn("adaptis_head.block0", "before.3.0", "before.3.2", (4, 5))
-    state |= conv_bn("adaptis_head.block1", "after.0.0", "after.0.2", (0, 1))
-    state |= {f"after.1.{k}": mxnet[f"adaptis_head.block1.2.{k}"] for k in ("weight", "bias")}
-    for ours, theirs in (("scale", "affine_scale"), ("shift", "affine_bias")):
-        state |= {f"adain.{ours}.{k}": mxnet[f"adaptis_head.adain.{theirs}.{k}"] for k in ("weight", "bias")}
-    state["first.weight"] = state["first.weight"][:, [1, 0, *range(2, 3 + width)]]
-    own = head.state_dict()
-    missing = head.load_state_dict({k: v.reshape(own[k].shape) for k, v in state.items()}, strict=False)
-    assert all("num_batches" in key for key in missing.missing_keys)
-    for branch, prefix in ((semantic, "segmentation_head.layers"), (proposals, "proposals_head.layers")):
-        state = {}
-        last = len(branch) - 1
-        for i in range(last):
-            state |= conv_bn(prefix, f"{i}.0", f"{i}.2", (2 * i, 2 * i + 1))
-        state |= {f"{last}.{k}": mxnet[f"{prefix}.{2 * last}.{k}"] for k in ("weight", "bias")}
-        missing = branch.load_state_dict(state, strict=False)
-        assert all("num_batches" in key for key in missing.missing_keys)
-    points = shared["points"].flatten(0, 1).flip(1)
-    image = torch.arange(len(shared["points"])).repeat_interleave(shared["points"].shape[1])
-    features = data["eval_features"]
-    with torch.no_grad():
-        same(head(features, image, points), data["eval_instances"][:, 0], 1e-4)
-        same(semantic(features), data["eval_semantic"], 1e-4)
-        same(point_features(proposals(features), image, points), data["eval_proposals"], 1e-4)
+    Gradients are ill-conditioned here, with batch statistics of as few as 16 cells: an image that is changed by 1e-5
+    moves single ones by a tenth in our own float64. [pt] has the kernels that we have, another library its own errors.
+    """
+    model, names = mxnet_model(name)
+    model.train()
+    data, spec = numbers(f"toy_model_pytorch_{name}.npz"), facts("toy_model_mxnet.json")[name]
+    check_training_step(model, names, data, spec["train_step"], rtol=0.12)
+    frozen = {names[ours] for ours, p in model.named_parameters() if ours.startswith("backbone") and p.grad is None}
+    assert frozen == set(spec["frozen"])
 
 
 # --------------------------------------------------------------------------------------------------- photographs' heads

@@ -1,5 +1,6 @@
-"""Cityscapes' maps of numbers, written here, as COCO annotations and as classes."""
+"""Cityscapes' maps of numbers, written here, as COCO annotations, as panoptic files and as classes."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from PIL import Image
 from condinst_edu.cli import run
 from condinst_edu.datasets.cityscapes import CLASSES, THINGS, read_semantic
 from condinst_edu.datasets.coco import CocoDataset
+from condinst_edu.engine.train import open_split
 from condinst_edu.errors import UserError
+from condinst_edu.recipes import get_recipe
 
 Ids = NDArray[np.uint16]
 
@@ -63,6 +66,27 @@ def test_instances(street: Ids, tmp_path: Path, capsys: pytest.CaptureFixture[st
             assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
     assert run(["data", "check", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("complete") == 2
+
+
+def test_panoptic(street: Ids, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All segments of the 19 classes, where the recipe looks for them; the rest is void."""
+    write_city(tmp_path, "train", "aachen", 3, street)
+    write_city(tmp_path, "val", "ulm", 2, np.full((30, 50), 21, np.uint16))
+    assert run(["data", "cityscapes", "--root", str(tmp_path)]) == 0
+    assert "panoptic_train.json: 1 images, 6 segments" in capsys.readouterr().out
+    recipe = dataclasses.replace(get_recipe("cityscapes-adaptis-r50"), data=tmp_path)
+    data = open_split(recipe, "train")
+    assert len(data.category_ids) == 19
+    assert data.category_ids[:8] == [24, 25, 26, 27, 28, 31, 32, 33]
+    image, target = data[0]
+    assert image.shape == (3, 40, 70)
+    assert [data.category_ids[label - 1] for label in target["labels"]] == [7, 23, 24, 25, 26, 26]
+    assert target["iscrowd"].tolist() == [False, False, True, False, False, False]
+    for mask, number in zip(target["masks"], [7, 23, 24, 25000, 26000, 26001], strict=True):
+        assert np.array_equal(mask.numpy(), street == number)
+    assert len(open_split(recipe, "val")) == 1
+    for split in ("train", "val"):
+        assert run(["data", "check", str(tmp_path / "annotations" / f"panoptic_{split}.json"), "--decode"]) == 0
 
 
 def test_semantic(street: Ids, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the papers package holds: no cited id is missing, no mapped code is lost, figures are as printed."""
 
+import inspect
 import os
 import re
 from collections.abc import Iterator
@@ -8,15 +9,15 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-import condinst_edu.condinst
 from condinst_edu.errors import UserError
-from condinst_edu.papers import ERRATA, ITEMS, TABLES, item, table, trace
+from condinst_edu.papers import ERRATA, ITEMS, TABLES, item, notation, table
 from condinst_edu.papers.forms import Cell, Table
-from condinst_edu.papers.items import lost_symbols, resolve
+from condinst_edu.papers.items import resolve
 
 PAPERS = Path(os.environ.get("CONDINST_PAPERS", ROOT.parent / "shared" / "papers"))
-FILES = {"condinst": "000", "condinst-eccv": "001", "dr1mask": "002", "adaptis": "003"}
+FILES = {"condinst": "000", "condinst-eccv": "001", "dr1mask": "002", "adaptis": "003", "slides": "004"}
 PACKAGE = ROOT / "condinst_edu"
+LESSONS = ROOT / "lessons" / "src"
 CITED = re.compile(r"\b(?:condinst|condinst-eccv|dr1mask|adaptis|slides):[a-z][a-z0-9.-]*[a-z0-9]")
 
 
@@ -24,15 +25,21 @@ CITED = re.compile(r"\b(?:condinst|condinst-eccv|dr1mask|adaptis|slides):[a-z][a
 
 
 def citations() -> dict[str, str]:
-    """Every id that the package cites, and a file that does; ids of errata are not ids of items."""
-    files = [path for path in PACKAGE.rglob("*.py") if path.name != "errata.py"]
+    """Every id that package, lessons and documents cite, and a file that does."""
+    files = [*PACKAGE.rglob("*.py"), *LESSONS.glob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
     return {name: path.name for path in files for name in CITED.findall(path.read_text())}
+
+
+def unknown(cited: dict[str, str]) -> dict[str, str]:
+    """The cited ids that neither an item nor an erratum has, and their files."""
+    return {name: file for name, file in cited.items() if name not in ITEMS and name not in ERRATA}
 
 
 def test_every_cited_id_exists() -> None:
     cited = citations()
-    assert len(cited) > 15  # the pattern finds what docstrings cite
-    assert {name: file for name, file in cited.items() if name not in ITEMS} == {}
+    assert len(cited) > 60  # the pattern finds what docstrings and lessons cite
+    assert unknown(cited) == {}
+    assert unknown({"condinst:eq-3": "02_dynamic_mask_heads.py"})
 
 
 def test_every_id_names_its_paper_and_every_table_has_an_id() -> None:
@@ -46,21 +53,13 @@ def test_every_id_names_its_paper_and_every_table_has_an_id() -> None:
     assert without == {"condinst-eccv:table-1"}  # it is 1a and 1b
 
 
-def test_mapped_symbols_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert lost_symbols(ITEMS.values()) == []
-    monkeypatch.delattr(condinst_edu.condinst, "mask_nms")  # as if it had been renamed
-    lost = ["condinst:table-5", "condinst-eccv:table-5"]
-    assert lost_symbols(ITEMS.values()) == [f"{id} -> condinst_edu.condinst.mask_nms" for id in lost]
-
-
 def test_docstrings_and_map_agree() -> None:
     """Code whose docstring names an id as its source, and that the id's entry maps: at least one per mapped id."""
     for entry in ITEMS.values():
-        if not entry.symbols or ":table-" in entry.id or entry.id.startswith("condinst-eccv"):
+        if entry.is_table or entry.paper == "condinst-eccv":
             continue
-        docs = [resolve(symbol).__doc__ or "" for symbol in entry.symbols]
-        if entry.id != "slides:fcos-ambiguity":  # the slides only count what this does
-            assert any(entry.id in doc for doc in docs), entry.id
+        for symbols in filter(None, (entry.symbols, entry.naive)):
+            assert any(entry.id in (resolve(symbol).__doc__ or "") for symbol in symbols), (entry.id, symbols)
 
 
 def test_lookup() -> None:
@@ -117,12 +116,13 @@ def is_printed(row: tuple[Cell, ...], line: str) -> bool:
 
 def lines_after(lines: list[str], entry: Table) -> Iterator[int]:
     """For each row with figures, the line where it is printed; each within a few lines of the one before."""
+    step = 9 if entry.id.startswith("slides") else 5
     rows = [row for row in entry.rows if figures(row)]
     starts = [i for i, line in enumerate(lines) if is_printed(rows[0], line)]
     for start in starts:
         place, places = start, [start]
         for row in rows[1:]:
-            near = [i for i in range(place + 1, min(place + 5, len(lines))) if is_printed(row, lines[i])]
+            near = [i for i in range(place + 1, min(place + step, len(lines))) if is_printed(row, lines[i])]
             if not near:
                 break
             place = near[0]
@@ -158,6 +158,34 @@ def test_tables_are_whole() -> None:
                 assert column.unit != "%" or cell is None or 0 < float(cell) < 100, (entry.id, column)
 
 
+# ----------------------------------------------------------------------------------------------------------- notation
+
+
+def test_symbols_are_called_so_in_the_code() -> None:
+    for symbol in notation.SYMBOLS:
+        name, _, argument = symbol.code.removesuffix(")").partition("(")
+        found = resolve(f"condinst_edu.{name}")
+        assert not argument or argument in inspect.signature(found).parameters, symbol
+        assert symbol.paper in {entry.paper for entry in ITEMS.values()}
+        assert {ITEMS[id].paper for id in symbol.items} <= {symbol.paper}, symbol
+        assert symbol.meaning
+        assert symbol.latex.count("{") == symbol.latex.count("}")
+
+
+def test_formulas_have_symbols() -> None:
+    for name, entry in ITEMS.items():
+        assert not entry.formula or notation.symbols_of(name), name
+
+
+def test_disagreements() -> None:
+    letters = notation.disagreements()
+    assert {s.paper for s in letters["R"]} == {"dr1mask", "adaptis"}
+    assert {s.paper for s in letters["K"]} == {"condinst", "dr1mask", "adaptis"}
+    assert "theta" not in letters
+    for names in notation.SAME_THING.values():
+        assert len(set(names.values())) > 1
+
+
 # ------------------------------------------------------------------------------------------------------------- errata
 
 
@@ -169,20 +197,38 @@ def test_erratum_has_a_witness(name: str) -> None:
     assert erratum.status in ("confirmed", "refuted", "we differ", "open")
 
 
+LEADS = [
+    "condinst:section-3.4",
+    "condinst:table-1a-1b",
+    "condinst:table-3-caption",
+    "condinst:section-3.6",
+    "condinst:table-9-rows",
+    "condinst:eq-2-classes",
+    "condinst:section-2.5",
+    "dr1mask:eq-3-4",
+    "dr1mask:equation-3.1",
+    "dr1mask:kernel-shape",
+    "dr1mask:crops",
+    "dr1mask:section-3.2.3",
+    "dr1mask:abstract",
+    "dr1mask:table-6-gain",
+    "adaptis:appendix-a",
+    "adaptis:section-7",
+]
+
+
+def test_every_lead_is_followed() -> None:
+    """One entry for each place where a paper seems to contradict itself, in the order of the list of them."""
+    assert set(LEADS) <= set(ERRATA)
+    if not (PAPERS / "README.md").exists():
+        pytest.skip(f"the papers' texts are not in {PAPERS}")
+    leads = (PAPERS / "README.md").read_text().split("## Errata leads")[1].split("|---|---|---|")[1]
+    asked = [line.split("|")[1].strip() for line in leads.splitlines() if line.startswith("|")]
+    assert asked == [name.split(":")[0] for name in LEADS]
+
+
 def test_a_witness_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """With Table 5's default row changed, the witness of Tables 1a and 1b no longer holds."""
     other = TABLES["condinst-eccv:table-5"]
     monkeypatch.setitem(TABLES, "condinst:table-5", other)
     assert not ERRATA["condinst:table-1a-1b"].witness()
-
-
-def test_trace_names_the_sections_of_lessons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "lessons" / "src").mkdir(parents=True)
-    text = "#     papers: `condinst:eq-2`\n# ## The loss\n# `condinst:eq-2`, and `condinst:eq-2`\n"
-    text += "# ### Why\n# `condinst:eq-2`\n"
-    (tmp_path / "lessons" / "src" / "02_heads.py").write_text(text + "# ## Else\n# `condinst:eq-22`\n")
-    monkeypatch.setattr(trace, "ROOT", tmp_path)
-    assert trace.sections_on("condinst:eq-2") == [
-        ("lessons/02_heads.ipynb", "The loss"),
-        ("lessons/02_heads.ipynb", "Why"),
-    ]

@@ -7,11 +7,13 @@ Legend: M segments of an image, K classes of things, H, W image.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -34,6 +36,7 @@ class PanopticFiles:
 
     Attributes: `path`; `image_ids`; `rows` {image id: its annotation}; `images` {image id: its entry}; `categories`;
     `isthing` {category id: bool}. files[image_id] -> panoptic (H, W) int64 and segments_info, as they are stored.
+    Images are counted from 1 where their ids are texts (`number_images`).
     Errors: UserError, one sentence, for whatever is wrong with the files.
     """
 
@@ -75,6 +78,7 @@ def check_panoptic(data: Any, name: str, truth: bool) -> dict[str, list[Item]]:
     for key, rows in lists.items():
         if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
             raise UserError(f"{name}: '{key}' is not a list of objects.")
+    number_images(lists, name)
     for i, image in enumerate(lists["images"]):
         check_image(image, f"{name}: images[{i}]")
     for i, category in enumerate(lists["categories"]):
@@ -87,6 +91,45 @@ def check_panoptic(data: Any, name: str, truth: bool) -> dict[str, list[Item]]:
     for i, row in enumerate(lists["annotations"]):
         check_row(row, known, f"{name}: annotations[{i}]")
     return lists
+
+
+def number_images(lists: dict[str, list[Item]], name: str) -> None:
+    """Images that are named by a text, as in Mapillary's and Cityscapes' files, are numbered in their order, in place.
+
+    Errors: UserError where two have the same name, or a segment's image is not listed.
+    """
+    names = [image.get("id") for image in lists["images"]]
+    if not (names and all(isinstance(text, str) for text in names)):
+        return
+    numbers = {text: number for number, text in enumerate(names, start=1)}
+    for number, image in enumerate(lists["images"], start=1):
+        if numbers[image["id"]] != number:
+            raise UserError(f"{name}: images has the id {image['id']} twice.")
+        image["id"] = number
+    for i, row in enumerate(lists["annotations"]):
+        if isinstance(row.get("image_id"), str):
+            if row["image_id"] not in numbers:
+                raise UserError(f"{name}: annotations[{i}] is of image {row['image_id']}, which is not listed.")
+            row["image_id"] = numbers[row["image_id"]]
+
+
+def segments_of(numbers: NDArray[np.int64], category: Callable[[int], tuple[int, bool] | None]) -> Panoptic:
+    """A map (H, W) of numbers, one for each segment, as panoptic annotation.
+
+    category: of a number, (category id, whether it is a crowd), or None for what belongs to no segment. Ids are the
+    numbers and 1.
+    """
+    counts = np.bincount(numbers.ravel())
+    ids = np.zeros(len(counts), np.int64)
+    info: list[Item] = []
+    for number in np.flatnonzero(counts).tolist():
+        kind = category(number)
+        if kind is not None:
+            ids[number] = number + 1
+            info.append(
+                {"id": number + 1, "category_id": kind[0], "iscrowd": int(kind[1]), "area": int(counts[number])}
+            )
+    return {"panoptic": torch.from_numpy(ids[numbers]), "segments_info": info}
 
 
 def check_row(row: Item, known: set[int] | None, where: str) -> None:

@@ -1,8 +1,9 @@
 """What the entries of this package look like: an item of a paper, a table of a paper."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
 
 Cell = str | int | float | bool | None
 """A number or word as printed; True or False for a tick; None where the paper has nothing or a dash."""
@@ -13,6 +14,26 @@ def cell_text(cell: Cell) -> str:
     if isinstance(cell, bool):
         return "✓" if cell else ""
     return "-" if cell is None else str(cell)
+
+
+Status = Literal["equal", "tested", "miniature", "recipe", "figures", "we differ"]
+
+STATUS: dict[Status, str] = {
+    "equal": "tests hold the code equal to a loop form written from the paper",
+    "tested": "there is no loop form of it; tests hold it by its steps, its sizes or its settings",
+    "miniature": "a table that is run at small scale; its full scale is recipes, not run here",
+    "recipe": "a table at full scale only: its rows are recipes, not run here",
+    "figures": "a table whose figures are here as data, and nothing else",
+    "we differ": "we do not do what is printed",
+}
+
+Part = Literal["code", "naive", "tests", "lesson"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+def anchor(name: str) -> str:
+    """What Markdown's readers call the heading of an id: condinst:eq-2 -> condinsteq-2."""
+    return re.sub(r"[^\w-]", "", name)
 
 
 @dataclass(frozen=True)
@@ -27,9 +48,26 @@ class Item:
     formula: str = ""
     """LaTeX, where it is an equation."""
     symbols: tuple[str, ...] = ()
-    """Dotted names of the code that does it today; none yet where there is no such code."""
+    """Dotted names of the code that does it."""
+    naive: tuple[str, ...] = ()
+    """Dotted names of the loop forms written straight from the paper."""
+    tests: tuple[str, ...] = ()
+    """Tests that hold it, as tests/test_mask_head.py::test_num_parameters."""
+    status: Status = "tested"
     miniature: bool = False
     """Whether it is a table that can be run at small scale on embedded data."""
+    lacks: Mapping[Part, str] = field(default_factory=dict)
+    """Why it has no code, no naive form, no test or no lesson: one reason for each part that is missing."""
+
+    @property
+    def paper(self) -> str:
+        """The paper's short name: what stands before the colon."""
+        return self.id.split(":")[0]
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is a table: tables have no naive form."""
+        return ":table-" in self.id
 
 
 class Column(NamedTuple):

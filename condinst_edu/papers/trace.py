@@ -1,62 +1,197 @@
-"""What `condinst-edu trace` prints: where each equation, rule and table of the papers is in the code."""
+"""From an equation, rule or table of a paper to its code, its naive form, its tests and its lessons.
 
+What `condinst-edu trace` prints, and the same as a page. Lessons are found by what their sources cite; files and lines
+are looked up anew each time.
+"""
+
+import ast
 import inspect
 import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Screen
 
 import condinst_edu
-from condinst_edu.papers import ERRATA, ITEMS, TABLES, Item, Table, item
-from condinst_edu.papers.forms import cell_text
-from condinst_edu.papers.items import resolve
+from condinst_edu.papers import ERRATA, ITEMS, TABLES, Item, item
+from condinst_edu.papers.forms import PARTS, STATUS, Part, Table, anchor, cell_text
+from condinst_edu.papers.items import lost_symbols, resolve
+from condinst_edu.papers.miniatures import MINIATURES
+from condinst_edu.papers.notation import symbols_of
+from condinst_edu.papers.tables import markdown
 
 ROOT = Path(condinst_edu.__file__).parents[1]  # the checkout: the package is installed in place
+PAPERS = {
+    "condinst": "CondInst, the journal version",
+    "condinst-eccv": "CondInst, the conference version",
+    "dr1mask": "DR1Mask",
+    "adaptis": "AdaptIS",
+    "slides": "Tutorial slides of the FCOS family",
+}
 
 
-def show_trace(console: Console | None = None) -> None:
-    """All ids with their code, and the coverage of each paper."""
-    console = console or Console()
-    screen = Screen("", "what, and the code of today")
-    screen.columns[0].no_wrap = True
-    for paper, entries in by_paper().items():
-        for entry in entries:
-            code = "".join(f"\n  [dim]{short(symbol)}[/]" for symbol in entry.symbols)
-            screen.add_row(entry.id, escape(entry.title) + code)
-        done = sum(bool(entry.symbols) for entry in entries)
-        screen.add_row(f"[bold]{paper}[/]", f"[bold]{done} of {len(entries)} have code[/]", end_section=True)
-    console.print(screen)
-    done = sum(bool(entry.symbols) for entry in ITEMS.values())
-    console.print(f"Coverage: {done} of {len(ITEMS)} ids have code ({100 * done / len(ITEMS):.0f} %).")
-    console.print("One of them in full: condinst-edu trace condinst:eq-2")
+class Place(NamedTuple):
+    """A line of a file of the checkout; path as condinst_edu/mask_head.py."""
+
+    path: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+# ------------------------------------------------------------------------------------------------------ where it stands
+
+
+@cache
+def place(symbol: str) -> Place:
+    """File and line of a dotted name. Errors: ImportError or AttributeError where it is gone or renamed."""
+    found = code_of(symbol)
+    path = Path(inspect.getsourcefile(found) or "")
+    inside = path.is_relative_to(ROOT)
+    return Place(path.relative_to(ROOT).as_posix() if inside else str(path), inspect.getsourcelines(found)[1])
+
+
+def source(symbol: str) -> str:
+    """The text of a function, class or property."""
+    return inspect.getsource(code_of(symbol))
+
+
+def code_of(symbol: str) -> Any:
+    """What a dotted name means, a property as its function."""
+    found: Any = resolve(symbol)
+    return found.fget if isinstance(found, property) else found
+
+
+@cache
+def lines_of_tests(path: Path) -> dict[str, int]:
+    """The test functions of a file, and their lines; none of a file that is not there."""
+    if not path.is_file():
+        return {}
+    functions = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+    return {node.name: node.lineno for node in functions if node.name.startswith("test_")}
+
+
+def place_of_test(test: str) -> Place | None:
+    """File and line of tests/test_x.py::test_y; None where there is no such test."""
+    path, _, name = test.partition("::")
+    line = lines_of_tests(ROOT / path).get(name)
+    return None if line is None else Place(path, line)
+
+
+def sections_on(name: str) -> list[tuple[str, str]]:
+    """Where lessons cite an id, in their words or their code: (notebook, heading of the section)."""
+    return citations(ROOT / "lessons" / "src").get(name, [])
+
+
+@cache
+def citations(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """All that lessons cite: {id: [(notebook, heading of the section), ...]}."""
+    cited = re.compile(rf"(?<![\w.:-])(?:{'|'.join(PAPERS)}):[\w.-]*\w(?!:)")
+    found: dict[str, list[tuple[str, str]]] = {}
+    for path in sorted(folder.glob("[0-9]*.py")):
+        heading = ""  # of nothing yet: the header lists ids too
+        for line in path.read_text().splitlines():
+            if match := re.match(r"# ##+ (.+)", line):
+                heading = match[1]
+            for name in cited.findall(line) if heading else ():
+                place = (f"lessons/{path.stem}.ipynb", heading)
+                if place not in found.setdefault(name, []):
+                    found[name].append(place)
+    return found
+
+
+def missing(entry: Item) -> list[Part]:
+    """The parts that an id has not; a naive form is asked of all but tables."""
+    parts: dict[Part, bool] = {
+        "code": bool(entry.symbols),
+        "naive": bool(entry.naive) or entry.is_table,
+        "tests": bool(entry.tests),
+        "lesson": bool(sections_on(entry.id)),
+    }
+    return [part for part in PARTS if not parts[part]]
+
+
+def faults() -> list[str]:
+    """What is wrong with the traceability of all ids, in words; nothing, if all is well."""
+    found = [f"{lost} is gone" for lost in lost_symbols(ITEMS.values())]
+    for entry in ITEMS.values():
+        parts = missing(entry)
+        found += [f"{entry.id} -> {test} is gone" for test in entry.tests if place_of_test(test) is None]
+        found += [f"{entry.id} has no {part}, and no reason is stated" for part in parts if part not in entry.lacks]
+        found += [f"{entry.id} states why it has no {part}, and has one" for part in entry.lacks if part not in parts]
+    return found
 
 
 def by_paper() -> dict[str, list[Item]]:
     """The items of each paper, in order."""
     groups: dict[str, list[Item]] = {}
     for entry in ITEMS.values():
-        groups.setdefault(entry.id.split(":")[0], []).append(entry)
+        groups.setdefault(entry.paper, []).append(entry)
     return groups
 
 
-def show_item(name: str, console: Console | None = None) -> None:
-    """One id in full: formula, code with file and line, the printed table, errata. Errors: UserError as `item`."""
-    from condinst_edu.papers.reproduce import MINIATURES  # here: the list of all ids does without torch
+def coverage(entries: list[Item]) -> str:
+    """How many of these ids have each part, and how many have all of them or a reason, in words."""
+    lost = [missing(entry) for entry in entries]
+    counts = [f"{part} {len(entries) - sum(part in parts for parts in lost)}" for part in PARTS]
+    covered = sum(set(parts) <= set(entry.lacks) for entry, parts in zip(entries, lost, strict=True))
+    return f"{covered} of {len(entries)} ids whole or with a stated reason ({', '.join(counts)})"
 
+
+# ------------------------------------------------------------------------------------------------------ on the terminal
+
+
+def show_trace(console: Console | None = None) -> None:
+    """All ids with their status and what they have, and the coverage of each paper."""
+    console = console or Console()
+    screen = Screen("", "what", "status", "has")
+    for k in (0, 2, 3):
+        screen.columns[k].no_wrap = True
+    for entries in by_paper().values():
+        for entry in entries:
+            lost = missing(entry)
+            marks = ["✓" if part not in lost else "–" if part in entry.lacks else "✗" for part in PARTS]
+            if entry.is_table and not entry.naive:
+                marks[PARTS.index("naive")] = " "
+            screen.add_row(entry.id, escape(entry.title), entry.status, " ".join(marks))
+        screen.add_section()
+    console.print(screen)
+    console.print(f"has: {', '.join(PARTS)}. ✓ there, – not there, for a reason that the id's entry states, ✗ missing.")
+    for paper, entries in by_paper().items():
+        console.print(f"  {paper}: {coverage(entries)}", highlight=False, soft_wrap=True)
+    console.print(f"Coverage: {coverage(list(ITEMS.values()))}.", highlight=False, soft_wrap=True)
+    console.print("One of them in full: condinst-edu trace condinst:eq-2")
+
+
+def show_item(name: str, console: Console | None = None) -> None:
+    """One id in full: formula, code, naive form, tests, lessons, table, errata. Errors: UserError as `item`."""
     console = console or Console()
     entry = item(name)
+
+    def line(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     console.print(f"[bold]{entry.id}[/]  {escape(entry.title)} ({section(entry)})", highlight=False)
     if entry.formula:
-        console.print(entry.formula, markup=False, highlight=False, soft_wrap=True)
+        line(entry.formula)
+    for s in symbols_of(entry.id):
+        line(f"  {s.latex}: {s.meaning}{f'; {s.shape}' if s.shape else ''}; in the code {s.code}")
+    line(f"  status: {entry.status}: {STATUS[entry.status]}")
     for symbol in entry.symbols:
-        console.print(f"  {symbol}  {place(symbol)}", highlight=False, soft_wrap=True)
-    if not entry.symbols:
-        console.print("  no code yet")
+        line(f"  code: {symbol}  {place(symbol)}")
+    for symbol in entry.naive:
+        line(f"  naive form: {symbol}  {place(symbol)}")
+    for test in entry.tests:
+        line(f"  test: {test}  {place_of_test(test)}")
     for notebook, heading in sections_on(entry.id):
-        console.print(f"  lesson: {notebook}, {heading}", highlight=False, markup=False, soft_wrap=True)
+        line(f"  lesson: {notebook}, {heading}")
+    for part in missing(entry):
+        line(f"  no {part}: {entry.lacks.get(part, 'missing')}")
     if entry.id in TABLES:
         console.print(screen_of(TABLES[entry.id]))
     for erratum in ERRATA.values():
@@ -68,33 +203,9 @@ def show_item(name: str, console: Console | None = None) -> None:
         console.print(f"In miniature: condinst-edu reproduce {entry.id}", highlight=False)
 
 
-def sections_on(name: str) -> list[tuple[str, str]]:
-    """Where lessons name an id: (notebook, heading of the section)."""
-    found = []
-    for source in sorted((ROOT / "lessons" / "src").glob("[0-9]*.py")):
-        heading = ""
-        for line in source.read_text().splitlines():
-            if match := re.match(r"# ##+ (.+)", line):
-                heading = match[1]
-            if heading and re.search(rf"`{re.escape(name)}`", line):
-                found.append((f"lessons/{source.stem}.ipynb", heading))
-    return list(dict.fromkeys(found))
-
-
 def section(entry: Item) -> str:
+    """Where it stands in the paper, in words."""
     return f"section {entry.section}" if entry.section[0].isdigit() else entry.section
-
-
-def short(symbol: str) -> str:
-    return symbol.removeprefix("condinst_edu.")
-
-
-def place(symbol: str) -> str:
-    """File and line of a symbol."""
-    found: Any = resolve(symbol)
-    if isinstance(found, property):
-        found = found.fget
-    return f"{inspect.getsourcefile(found)}:{inspect.getsourcelines(found)[1]}"
 
 
 def screen_of(table: Table) -> Screen:
@@ -105,3 +216,72 @@ def screen_of(table: Table) -> Screen:
     for row in table.rows:
         screen.add_row(*map(cell_text, row))
     return screen
+
+
+# ------------------------------------------------------------------------------------------------------------ as a page
+
+Link = Callable[[str, int], str]
+"""Where a line of a file of the checkout can be read: (path, line) -> address; line 0 is the whole file."""
+
+
+def in_the_repository(path: str, line: int) -> str:
+    """The address of a line from a page in docs/, as repositories are browsed."""
+    return f"../{path}#L{line}" if line else f"../{path}"
+
+
+def page(link: Link = in_the_repository) -> str:
+    """All ids as a page in Markdown, with formulas, links to code, tests and lessons, and the naive forms in full.
+
+    Other pages point to an id as traceability.md#condinsteq-2 (`anchor`); errata are on errata.md, tables on tables.md.
+    """
+    lines = [
+        "# From the papers to the code",
+        "",
+        "Every equation, rule and table that the project answers for: the code that does it, a loop form written",
+        "straight from the paper, the tests that hold it, and the sections of lessons that treat it.",
+        "`condinst-edu trace` prints the same, `condinst-edu trace condinst:eq-2` one of them.",
+        "",
+        f"{coverage(list(ITEMS.values()))}.",
+        "",
+        "| status | what it means |",
+        "|---|---|",
+        *(f"| {status} | {meaning} |" for status, meaning in STATUS.items()),
+    ]
+    for paper, entries in by_paper().items():
+        lines += ["", f"## {PAPERS[paper]}", "", f"{coverage(entries)}.", "", "| id | what | status |", "|---|---|---|"]
+        lines += [f"| [{entry.id}](#{anchor(entry.id)}) | {entry.title} | {entry.status} |" for entry in entries]
+        for entry in entries:
+            lines += ["", *item_lines(entry, link)]
+    return "\n".join(lines) + "\n"
+
+
+def item_lines(entry: Item, link: Link) -> list[str]:
+    """The lines of one id on the page."""
+
+    def linked(text: str, where: Place) -> str:
+        return f"[`{text}`]({link(*where)}) ({where})"
+
+    lines = [f"### {entry.id}", "", f"{entry.title} ({section(entry)}).", ""]
+    if entry.formula:
+        lines += ["$$", entry.formula, "$$", ""]
+    lines += [
+        f"- ${s.latex}$: {s.meaning}{f'; {s.shape}' if s.shape else ''}; in the code `{s.code}`"
+        for s in symbols_of(entry.id)
+    ]
+    lines += [f"- status: {entry.status}"]
+    lines += [f"- code: {linked(symbol, place(symbol))}" for symbol in entry.symbols]
+    lines += [f"- naive form: {linked(symbol, place(symbol))}" for symbol in entry.naive]
+    lines += [f"- test: {linked(test, where)}" for test in entry.tests if (where := place_of_test(test))]
+    lines += [f"- lesson: [{path}]({link(path, 0)}), {heading}" for path, heading in sections_on(entry.id)]
+    lines += [f"- no {part}: {entry.lacks.get(part, 'missing')}" for part in missing(entry)]
+    lines += [
+        f"- erratum: [{erratum.where}](errata.md#{anchor(erratum.id)}) ({erratum.status})"
+        for erratum in ERRATA.values()
+        if entry.id in erratum.items
+    ]
+    lines += [f"- in miniature: `condinst-edu reproduce {entry.id}`"] if entry.id in MINIATURES else []
+    for symbol in entry.naive:
+        lines += ["", "```python", source(symbol).rstrip(), "```"]
+    if entry.id in TABLES:
+        lines += ["", *markdown(TABLES[entry.id])]
+    return lines

@@ -4,9 +4,10 @@
 
 Epochs, batches, crops, sizes and milestones are the paper's; the proposal branch is trained afterwards, 10 epochs:
 --start runs/.../model.safetensors --set stage=proposals --set points=48. What differs: one learning rate for all, where
-the paper halves the backbone's, and no jitter of colour. Panoptic files are read as of COCO: the converters of the data
-sets' authors write them (cityscapesscripts' createPanopticImgs; Mapillary's download has them). None of these recipes
-has been run to its end here.
+the paper halves the backbone's, and no jitter of colour. `condinst-edu data cityscapes` writes Cityscapes' panoptic
+files; Mapillary's download (version 1.2) has them, and `condinst-edu data mapillary` writes them where they are
+missing (beside version 2.0 they lie in training/v1.2: --train-json, --train-panoptic and so on say so). None of these
+recipes has been run to its end here.
 """
 
 from pathlib import Path

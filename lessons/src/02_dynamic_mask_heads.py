@@ -317,8 +317,15 @@ for name, other in models.items():
 # $$L_{dice}(p, t) = 1 - \frac{2 \sum_i p_i t_i}{\sum_i p_i^2 + \sum_i t_i^2 + \epsilon}, \qquad
 # L_{mask} = \frac{1}{N_{pos}} \sum_{x,y} \mathbb{1}_{\{c^*_{x,y} > 0\}}\ L_{dice}(\text{mask}_{x,y}, M^*_{x,y})$$
 #
-# with $c^*_{x,y}$ the location's class (0: background, lesson 1) and $M^*_{x,y}$ the true mask of its object.
-#
+# with $c^*_{x,y}$ the location's class (0: background, lesson 1) and $M^*_{x,y}$ the true mask of its object. The
+# paper's formula, beside the library's dice loss:
+
+# %%
+from condinst_edu.teach import show_equation
+
+show_equation("condinst:eq-2", "dice_loss")
+
+# %% [markdown]
 # A mask covers few of the image's pixels. Which share of the gradient falls on the object's pixels, if all scores are
 # 0.5, as at the beginning of training? We take the smallest object of the image.
 

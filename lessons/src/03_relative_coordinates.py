@@ -445,8 +445,8 @@ for name, reads in READS.items():
 # experiment.) *Relative alone* is level with *features alone* in the paper and far behind here: our rings come out
 # filled (first picture). One seed: differences of a point or two may be chance.
 #
-# `condinst:table-4`, the factor by which logits are upsampled before the sigmoid. The tiny bottom branch is one level
-# finer than the paper's, so the resolutions differ:
+# `condinst:table-4`, the factor by which logits are upsampled before the sigmoid (4 in the conference version,
+# `condinst-eccv:upsampling`). The tiny bottom branch is one level finer than the paper's, so the resolutions differ:
 
 # %% tags=["demo"]
 scores |= {name: score_tiny(name)["mask"] for name in ("condinst-factor1", "condinst-factor4")}

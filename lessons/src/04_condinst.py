@@ -94,7 +94,8 @@ rows = xray(model, image)
 # $$F_{bottom} = \mathrm{tower}\Big(\sum_k \mathrm{up}_{2^k}\big(r_k(P_{2 + k})\big)\Big), \qquad k = 0, 1, 2.$$
 #
 # (The paper adds the levels as they are: $r_k$ is the official code's. Its tower is four 3x3 convolutions of 128
-# channels and one that goes to 8; ours are two of 32.) The batch has four images that are drawn for this lesson. In the
+# channels and one that goes to 8, of which `condinst:table-2` tries more and fewer; ours are two of 32. The conference
+# version read P3 alone, `condinst-eccv:mask-branch`.) The batch has four images that are drawn for this lesson. In the
 # picture: the brightness of the first, the three parts and their sum, averaged over channels, then the eight maps of
 # $F_{bottom}$. Nothing tells a channel what to be: whatever helps the heads to draw is learned.
 

@@ -475,9 +475,9 @@ for entry in papers.ERRATA.values():
 # - Fusion gives each pixel one owner: sure instances first, stuff last.
 # - PQ = SQ x RQ. A match above one half is unique, so there is nothing to assign.
 #
-# DR1Mask lets stuff and instances compete for each pixel in one layer (`condinst_edu.panoptic_models`), AdaptIS fills
-# the picture point by point (`condinst_edu.adaptis`). [Lesson 10](10_scaling_up.ipynb) goes from a laptop to COCO. To train and score, in a
-# terminal:
+# DR1Mask lets stuff and instances compete for each pixel in one layer (`condinst_edu.panoptic_models`; its figures:
+# `dr1mask:table-9`), AdaptIS fills the picture point by point (`condinst_edu.adaptis`, `adaptis:table-2`).
+# [Lesson 10](10_scaling_up.ipynb) goes from a laptop to COCO. To train and score, in a terminal:
 #
 # ```
 # condinst-edu train shapes-panoptic-condinst --out runs/panoptic

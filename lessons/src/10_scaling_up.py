@@ -400,8 +400,9 @@ print(f"{sum(equal)} of {len(equal)} tensors are the same to the last bit")
 # seconds of training with `--start`, and from random weights.
 #
 # The paper does the same on Cityscapes, a small set of street scenes: with and without weights from COCO
-# (`condinst:table-8`). Its other lever is patience: three times the visits on COCO (`condinst:table-6`). The second
-# cell sets these rows beside ours.
+# (`condinst:table-8`). Its other lever is patience: three times the visits on COCO (`condinst:table-6`); where
+# time counts, it takes a smaller network (`condinst:table-7`). The second cell sets the rows of the first two beside
+# ours.
 
 # %% tags=["demo"]
 import json
