@@ -531,14 +531,16 @@ print(f"and one of {coarse} for the larger things, at stride 4: {drawn:.1f}")
 # *Which object?* CondInst answers with a **filter**: the location that found the object predicts 169 numbers, which draw
 # it. AdaptIS (lesson 7) answers with a **point**: give it one, and it draws what lies there. SOLO answers with a
 # **cell**: one of $S^2$ channels, chosen by an index. The first two compute a mask when asked for it; SOLO has computed
-# them all, and picks. One image, one object, CondInst and SOLO side by side:
+# them all, and picks. One image, one object, asked for by a pixel on it, side by side:
 
 # %% tags=["demo"]
 from condinst_edu.teach import look
 
 condinst = load_tiny("condinst").model
 biggest = int(truth.flatten(1).sum(dim=1).argmax())
-x, y = centers[17][biggest].tolist()
+pixels = truth[biggest].nonzero()  # (y, x) each; a ring's centre is not on the ring
+nearest = (pixels - centers[17][biggest].flip(0)).square().sum(dim=1).argmin()
+y, x = pixels[nearest].tolist()
 by_filter = look(condinst, photo).segment_at(x, y)
 answers = []
 for level, grid in enumerate(solo.head.grids):
@@ -553,8 +555,8 @@ masks = {
 pic.show_panels({name: (photo, {"masks": mask[None]}) for name, mask in masks.items()})
 
 # %% [markdown]
-# And each one's way to *all* objects: NMS of boxes (CondInst), NMS of masks (SOLO). A truth's IoU is that of the mask that
-# fits it best:
+# And each one's way to *all* objects: NMS of boxes (CondInst), NMS of masks (SOLO). A truth's IoU is that of the mask
+# that fits it best:
 
 # %% tags=["demo"]
 from condinst_edu.teach.scoring import mask_iou
