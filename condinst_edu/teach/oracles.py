@@ -49,7 +49,8 @@ def perfect_cells(
     """
     truth = target["masks"].bool()
     size = (truth.shape[1], truth.shape[2])
-    centers, drawn = exact_centers(truth), {}
+    centers = exact_centers(truth)
+    drawn: dict[int, Tensor] = {}  # mask by object
     for grid, stride, scales in zip(grids, strides, ranges, strict=True):
         labels, owner = assign_cells(centers, target, size, grid, scales)
         small = mask_targets(truth, stride // 2, (2 * size[0] // stride, 2 * size[1] // stride))
