@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,7 @@ from condinst_edu.layers import normalized_focal_loss
 from condinst_edu.layers.deeplab import DeepLab
 from condinst_edu.layers.losses import normalized_focal_softmax_loss
 from condinst_edu.layers.unet import UNet
+from condinst_edu.papers import naive_adaptis as naive
 from condinst_edu.recipes import get_recipe
 from condinst_edu.teach.tiny import train_proposals
 
@@ -66,13 +66,13 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
 
 
-def same_gradients(ours: Tensor, naive: Tensor, inputs: list[Tensor]) -> None:
+def same_gradients(ours: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
     """Both results, and the gradients of both by all inputs, for one random direction."""
-    same(ours.detach(), naive.detach())
+    same(ours.detach(), expected.detach())
     direction = random(*ours.shape, seed=9)
     for a, b in zip(
         torch.autograd.grad((ours * direction).sum(), inputs, retain_graph=True),
-        torch.autograd.grad((naive * direction).sum(), inputs),
+        torch.autograd.grad((expected * direction).sum(), inputs),
         strict=True,
     ):
         same(a, b)
@@ -81,21 +81,13 @@ def same_gradients(ours: Tensor, naive: Tensor, inputs: list[Tensor]) -> None:
 # ------------------------------------------------------------------------------------------------------ from the paper
 
 
-def naive_adain(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    rows = []
-    for n in range(x.shape[0]):
-        for c in range(x.shape[1]):
-            mean = sum(x[n, c].flatten()) / x[n, c].numel()
-            variance = sum((v - mean) ** 2 for v in x[n, c].flatten()) / x[n, c].numel()
-            rows.append(scale[n, c] * (x[n, c] - mean) / (variance + eps).sqrt() + shift[n, c])
-    return torch.stack(rows).view_as(x)
-
-
 def test_adain() -> None:
     adain = AdaIN(3, 4).double()
     x, vector = random(2, 3, 4, 5).requires_grad_(), random(2, 4, seed=1).requires_grad_()
     inputs = [x, vector, *adain.parameters()]
-    same_gradients(adain(x, vector), naive_adain(x, adain.scale(vector), adain.shift(vector), adain.eps), inputs)
+    scale, shift = adain.scale(vector), adain.shift(vector)
+    expected = torch.stack([naive.adain(x[n], scale[n], shift[n], adain.eps) for n in range(2)])
+    same_gradients(adain(x, vector), expected, inputs)
 
 
 def test_adain_begins_near_the_identity_of_normalised_maps() -> None:
@@ -111,12 +103,8 @@ def test_relative_coordconv(distance: bool) -> None:
     points = torch.tensor([[3.0, 5.5], [0.0, 11.0]], dtype=torch.float64)
     maps = relative_coordconv((4, 6), 4, points, 8.0, distance)
     assert maps.shape == (2, 3 if distance else 2, 4, 6)
-    for n, (x, y) in enumerate(points.tolist()):
-        for i in range(4):
-            for j in range(6):
-                dx, dy = (4 * j - x) / 8, (4 * i - y) / 8
-                expected = [dx, dy, math.hypot(dx, dy)][: maps.shape[1]]
-                same(maps[n, :, i, j], [max(-1.0, min(1.0, v)) for v in expected])
+    for n, point in enumerate(points.tolist()):
+        same(maps[n], naive.relative_coordconv((4, 6), 4, point, 8.0, distance))
 
 
 @pytest.mark.parametrize("stride", [1, 4])
@@ -124,13 +112,8 @@ def test_point_features(stride: int) -> None:
     features = random(2, 3, 5, 7).requires_grad_()
     points = torch.tensor([[2.0, 3.0], [5.3, 1.9], [0.0, 0.0], [6.0, 4.0], [5.999, 3.5]], dtype=torch.float64) * stride
     image = torch.tensor([0, 1, 1, 0, 1])
-    rows = []
-    for b, (x, y) in zip(image.tolist(), (points / stride).tolist(), strict=True):
-        value = torch.zeros(3, dtype=torch.float64)
-        for i in range(5):
-            for j in range(7):
-                value = value + features[b, :, i, j] * max(0.0, 1 - abs(x - j)) * max(0.0, 1 - abs(y - i))
-        rows.append(value)
+    cells = zip(image.tolist(), (points / stride).tolist(), strict=True)
+    rows = [naive.embedding(features[b], x, y) for b, (x, y) in cells]
     same_gradients(point_features(features, image, points, stride), torch.stack(rows), [features])
 
 
@@ -145,16 +128,7 @@ def test_point_features_off_the_map_are_those_of_its_edge() -> None:
 def test_normalized_focal_loss(gamma: float, detach: bool) -> None:
     logits = random(3, 4, 5).requires_grad_()
     targets = torch.randint(-1, 2, (3, 4, 5), generator=seeded(2)).double()
-    losses = []
-    for z, t in zip(logits, targets, strict=True):
-        total, weight = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        for i in range(4):
-            for j in range(5):
-                if t[i, j] >= 0:
-                    p = torch.sigmoid(z[i, j]) if t[i, j] == 1 else 1 - torch.sigmoid(z[i, j])
-                    weight = weight + (1 - p) ** gamma
-                    total = total - (1 - p) ** gamma * p.log()
-        losses.append(total / (weight.detach() if detach else weight))
+    losses = [naive.nfl(z, t, gamma, detach) for z, t in zip(logits, targets, strict=True)]
     same_gradients(normalized_focal_loss(logits, targets, gamma, detach=detach), torch.stack(losses), [logits])
 
 
@@ -189,9 +163,9 @@ def test_the_first_convolution_reads_features_once() -> None:
     x = head.first(torch.cat([maps, features[image]], dim=1))
     x_index, y_index = points.long().T
     vectors = head.controller(features[image, :, y_index, x_index])
-    naive = 0.2 * head.after(head.adain(head.before(x), vectors))[:, 0] - 1.7
+    expected = 0.2 * head.after(head.adain(head.before(x), vectors))[:, 0] - 1.7
     trained = [p for p in head.parameters() if p.requires_grad]
-    same_gradients(head(features, image, points), naive, [features, *trained])
+    same_gradients(head(features, image, points), expected, [features, *trained])
 
 
 def test_a_mask_depends_on_its_own_point_and_image_alone() -> None:
@@ -229,6 +203,11 @@ def test_points_are_drawn_from_objects_first() -> None:
     masks[1, 2:6, 3:9] = True  # 24 pixels
     torch.manual_seed(0)
     queries = sample_points([{"masks": masks}], [(6, 9)], (6, 9), 4000, one=False)
+    expected, times = naive.point_sampling(masks), torch.zeros(6, 9)
+    x, y = queries.points.long().T
+    times.index_put_((y, x), torch.ones(len(x)), accumulate=True)
+    deviation = (4000 * expected * (1 - expected)).sqrt()
+    assert (times - 4000 * expected).abs().le(5 * deviation).all()
     small = (queries.points == 0).all(dim=1)
     assert 0.47 < small.float().mean() < 0.53
     x, y = queries.points[~small].long().T
@@ -273,6 +252,8 @@ def test_proposal_labels() -> None:
     assert labels.sum(dim=1).tolist() == [2, 2]
     assert labels[1, 9] == 1
     assert proposal_labels(iou[:, :3]).sum(dim=1).tolist() == [1, 1]
+    many = torch.rand(4, 37, generator=seeded(0))
+    assert proposal_labels(many).bool().tolist() == [naive.proposal_labels(row) for row in many.tolist()]
     soft = soft_proposal_labels(iou.double(), torch.ones(2, 10).double())
     assert soft[0, 1] == 1
     assert ((soft == 0) | (soft >= 0.7)).all()
@@ -344,11 +325,10 @@ def test_proposals_are_trained_second(soft_labels: bool) -> None:
 
 def test_losses_are_those_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
     """FL is -(1 - p)^2 log p and BCE -log p, the mean over pixels; ignored ones count for none of them."""
-    logits, masks = random(2, 3, 4), torch.randint(-1, 2, (2, 3, 4), generator=seeded(3)).double()
-    p = torch.where(masks > 0, logits.sigmoid(), 1 - logits.sigmoid())
+    logits, masks = random(2, 3, 4).requires_grad_(), torch.randint(-1, 2, (2, 3, 4), generator=seeded(3)).double()
     for loss, gamma in (("focal", 2), ("bce", 0)):
-        each = torch.where(masks >= 0, -((1 - p) ** gamma) * p.log(), 0).flatten(1).sum(dim=1)
-        same(tiny(loss=loss).mask_loss(logits, masks), each / (masks >= 0).flatten(1).sum(dim=1))
+        expected = [naive.focal(z, t, gamma).mean() for z, t in zip(logits, masks, strict=True)]
+        same_gradients(tiny(loss=loss).mask_loss(logits, masks), torch.stack(expected), [logits])
 
 
 def test_wrong_arguments() -> None:
@@ -408,27 +388,6 @@ def test_aggregate_begins_with_stuff_and_ends_in_every_way() -> None:
     assert nothing.instances.sum() == 0
 
 
-def naive_aggregate(draw: Any, points: list[list[float]], size: tuple[int, int], threshold: float) -> Tensor:
-    """Section 4 with loops, one point after the other."""
-    segmented: set[tuple[int, int]] = set()
-    kept: list[Tensor] = []
-    for x, y in points:
-        if (y, x) in segmented:
-            continue
-        c = draw(torch.tensor([[float(x), float(y)]]))[0]
-        mask = {(i, j) for i in range(size[0]) for j in range(size[1]) if c[i, j] > threshold}
-        if mask and len(mask & segmented) < 0.5 * len(mask):
-            segmented |= mask
-            kept.append(c)
-    result = torch.zeros(size, dtype=torch.int64)
-    for i in range(size[0]):
-        for j in range(size[1]):
-            best = max(range(len(kept)), key=lambda k: kept[k][i, j], default=None)
-            if best is not None and kept[best][i, j] > threshold:
-                result[i, j] = best + 1
-    return result
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_aggregate_is_section_4(seed: int) -> None:
     size = (9, 14)
@@ -448,8 +407,9 @@ def test_aggregate_is_section_4(seed: int) -> None:
     ].unique(dim=0)
     points = points[torch.randperm(len(points), generator=seeded(seed))].float()
     found = aggregate(draw, RankedPoints(points), torch.zeros(size, dtype=torch.bool))
-    naive = naive_aggregate(draw, [[int(a), int(b)] for a, b in points.tolist()], size, 0.4)
-    assert torch.equal(found.instances, naive)
+    rows = [[int(a), int(b)] for a, b in points.tolist()]
+    expected = naive.greedy_aggregation(lambda px, py: draw(torch.tensor([[float(px), float(py)]]))[0], rows, size)
+    assert torch.equal(found.instances, expected)
     assert len(found.points) > 3
 
 
@@ -472,38 +432,23 @@ def test_random_points() -> None:
     assert found.points[0, 0] == 7
 
 
+def test_the_most_confident_of_seven_masks_is_kept() -> None:
+    """Of what 7 points draw, the mask with the highest mean probability above T, not the largest one."""
+    drawn = torch.rand(5, 7, 5, 8, generator=seeded(0)) * torch.linspace(1, 0.3, 7)[:, None, None]
+    for seed in range(5):
+        drawn[seed, seed] = 0.1  # nothing above T
+
+        def draw(points: Tensor, maps: Tensor = drawn[seed]) -> Tensor:
+            assert len(points) == 7
+            return maps
+
+        found = aggregate(draw, RandomPoints(7, seeded(seed)), torch.zeros(5, 8, dtype=torch.bool), limit=1)
+        assert found.steps[0].best == naive.most_confident(drawn[seed])
+
+
 def test_mean_confidence_of_an_empty_mask_is_0() -> None:
     probabilities = torch.tensor([[[0.9, 0.5, 0.1]], [[0.1, 0.2, 0.3]]])
     same(mean_confidence(probabilities, probabilities > 0.4), [0.7, 0], 1e-6)
-
-
-def naive_local_maxima(values: Tensor, threshold: float, step: float, eps: float) -> tuple[list[Any], Tensor]:
-    """The routine pixel by pixel, with a queue."""
-    height, width = values.shape
-    v, basins, points = values.tolist(), [[0] * width for _ in range(height)], []
-
-    def neighbours(i: int, j: int) -> list[tuple[int, int]]:
-        around = [(i + a, j + b) for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b]
-        return [(a, b) for a, b in around if 0 <= a < height and 0 <= b < width]
-
-    level = torch.tensor(0.99)
-    while level > threshold:
-        for i in range(height):
-            for j in range(width):
-                if v[i][j] < level or basins[i][j]:
-                    continue
-                if any(v[a][b] > v[i][j] or v[a][b] < threshold for a, b in neighbours(i, j)):
-                    continue
-                points.append([j, i])
-                queue, basins[i][j] = [(i, j)], len(points)
-                while queue:
-                    a, b = queue.pop(0)
-                    for c, d in neighbours(a, b):
-                        if not basins[c][d] and v[a][b] + eps > v[c][d]:
-                            basins[c][d] = len(points)
-                            queue.append((c, d))
-        level = level - torch.tensor(step)
-    return points, torch.tensor(basins)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -513,9 +458,9 @@ def test_find_local_maxima(seed: int) -> None:
     values = (smooth * 50).round() / 50 if seed % 2 else smooth  # with plateaus
     values = (values * 512).round() / 512  # exact in every type
     points, basins = find_local_maxima(values, 0.25)
-    expected, naive = naive_local_maxima(values, 0.25, 0.025, 0.003)
+    expected, flooded = naive.local_maxima(values, 0.25)
     assert points.tolist() == expected
-    assert torch.equal(basins, naive)
+    assert torch.equal(basins, flooded)
     assert len(points) > 3
 
 
@@ -556,10 +501,9 @@ def test_class_of_mask() -> None:
     masks[2] = False
     label, mean = class_of_mask(probabilities, masks)
     for n in range(6):
-        sums = [sum(float(p) for p in probabilities[k][masks[n]]) for k in range(3)]
         if n != 2:
-            assert label[n] == sums.index(max(sums))
-            assert mean[n].item() == pytest.approx(max(sums) / int(masks[n].sum()))
+            assert label[n] == (best := naive.class_of_mask(probabilities, masks[n]))
+            assert mean[n].item() == pytest.approx(float(probabilities[best][masks[n]].mean()))
     assert mean[2] == 0
 
 

@@ -37,6 +37,7 @@ from condinst_edu.engine.recipe import build_model
 from condinst_edu.errors import UserError
 from condinst_edu.fcos import centerness, to_output_size
 from condinst_edu.layers.images import make_batch
+from condinst_edu.papers import naive_slides as naive
 from condinst_edu.recipes import get_recipe
 
 SIZE = (117, 203)
@@ -64,45 +65,11 @@ def random_image(size: tuple[int, int], seed: int = 0) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------ blender
 
 
-def read(maps: Tensor, y: float, x: float) -> Tensor:
-    """All channels of maps (K, H, W) at a point in units of cells, bilinearly, 0 where a whole cell beyond the edge."""
-    height, width = maps.shape[-2:]
-    if not (-1 <= y <= height and -1 <= x <= width):
-        return maps[:, 0, 0] * 0
-    y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
-    i, j = int(y), int(x)
-    below, right = min(i + 1, height - 1), min(j + 1, width - 1)
-    upper = (1 - (x - j)) * maps[:, i, j] + (x - j) * maps[:, i, right]
-    lower = (1 - (x - j)) * maps[:, below, j] + (x - j) * maps[:, below, right]
-    return (1 - (y - i)) * upper + (y - i) * lower
-
-
-def naive_crop(bases: Tensor, box: Sequence[float], stride: float, size: int) -> Tensor:
-    """The maps (K, H, W) at the middle of each of size x size equal parts of the box."""
-    x0, y0, x1, y1 = box
-    rows = []
-    for i in range(size):
-        y = (y0 + (i + 0.5) / size * (y1 - y0)) / stride - 0.5  # cell 0 lies around half a stride
-        xs = [(x0 + (j + 0.5) / size * (x1 - x0)) / stride - 0.5 for j in range(size)]
-        rows.append(torch.stack([read(bases, y, x) for x in xs], dim=-1))
-    return torch.stack(rows, dim=-2)
-
-
 def naive_blend(bases: Tensor, boxes: Sequence[Tensor], attention: Tensor, stride: float, size: int) -> Tensor:
-    """Cell by cell: the bases there, weighted by the softmax of the attention there."""
-    masks = []
+    """All boxes, one after the other."""
     owners = [(image, box) for image, found in enumerate(boxes) for box in found.tolist()]
-    for (image, box), weights in zip(owners, attention, strict=True):
-        crop = naive_crop(bases[image], box, stride, size)
-        a = weights.shape[-1]
-        cells = []
-        for i in range(size):
-            for j in range(size):
-                y, x = (min(max((n + 0.5) * a / size - 0.5, 0), a - 1) for n in (i, j))
-                e = read(weights, y, x).exp()
-                cells.append((e / e.sum() * crop[:, i, j]).sum())
-        masks.append(torch.stack(cells).view(size, size))
-    return torch.stack(masks)
+    each = zip(owners, attention, strict=True)
+    return torch.stack([naive.blend(naive.crop(bases[image], box, stride, size), a) for (image, box), a in each])
 
 
 def scene(cells: int, bases: int = 3, dtype: torch.dtype = torch.float64) -> tuple[Tensor, list[Tensor], Tensor]:
@@ -137,10 +104,8 @@ def test_attention_of_one_cell_is_yolact() -> None:
     found = blend(bases, boxes, attention, 4, 7, softmax=False)
     images = [0, 0, 2, 2, 2]
     for mask, image, box, weights in zip(found, images, torch.cat(boxes).tolist(), attention, strict=True):
-        whole = torch.zeros(1, *bases.shape[-2:], dtype=torch.float64)
-        for k in range(6):
-            whole += weights[k].item() * bases[image, k]
-        same(mask, naive_crop(whole, box, 4, 7)[0])
+        whole = naive.yolact(bases[image], weights.flatten().tolist())
+        same(mask, naive.crop(whole[None], box, 4, 7)[0])
 
 
 @pytest.mark.parametrize("size", [6, 7])
@@ -150,10 +115,7 @@ def test_one_hot_attention_is_fcis(size: int) -> None:
     attention = torch.eye(9, dtype=torch.float64).view(1, 9, 3, 3).expand(5, -1, -1, -1)
     found = blend(bases, boxes, attention, 4, size, softmax=False, mode="nearest")
     for mask, image, box in zip(found, [0, 0, 2, 2, 2], torch.cat(boxes).tolist(), strict=True):
-        crop = naive_crop(bases[image], box, 4, size)
-        for i in range(size):
-            for j in range(size):
-                same(mask[i, j], crop[3 * (i * 3 // size) + j * 3 // size, i, j])
+        same(mask, naive.fcis(naive.crop(bases[image], box, 4, size), grid=3))
 
 
 def test_weights_sum_to_one() -> None:
@@ -198,7 +160,7 @@ def naive_crop_mask(mask: Tensor, box: Sequence[float], size: int) -> Tensor:
                 for p in range(rows)
                 for q in range(columns)
             ]
-            shares[i, j] = sum(read(mask[None].double(), y, x)[0] for y, x in points) / len(points)
+            shares[i, j] = sum(naive.read(mask[None].double(), y, x)[0] for y, x in points) / len(points)
     return shares
 
 
@@ -311,7 +273,7 @@ def test_basis_module_step_by_step() -> None:
         for i in range(9):
             for j in range(14):
                 at = [min(max((n + 0.5) * s / full - 0.5, 0), s - 1) for n, s, full in ((i, a, 9), (j, b, 14))]
-                total[:, :, i, j] += torch.stack([read(image, *at) for image in y])
+                total[:, :, i, j] += torch.stack([naive.read(image, *at) for image in y])
     x = total
     for block in bases.tower[:2]:
         x = F.relu(F.conv2d(x, block[0].weight, block[0].bias, padding=1))

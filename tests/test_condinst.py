@@ -39,11 +39,13 @@ from condinst_edu.condinst import (
     semantic_map,
     semantic_targets,
 )
-from condinst_edu.coordinates import mass_centers, relative_coordinates
+from condinst_edu.coordinates import mass_centers
 from condinst_edu.fcos import Assignment, Outputs, Points, make_points, to_output_size
 from condinst_edu.layers import aligned_upsample, resize_masks
 from condinst_edu.layers.images import make_batch
-from condinst_edu.mask_head import DynamicMaskHead, split_parameters
+from condinst_edu.mask_head import DynamicMaskHead
+from condinst_edu.papers import naive_condinst as naive
+from condinst_edu.papers import naive_fcos
 
 # ----------------------------------------------------------------------------------------------------- bottom branch
 
@@ -102,12 +104,12 @@ def test_sample_locations_by_score(limit: int) -> None:
     index, positive = sample_locations(outputs, assignment, limit, "score")
     assert index.shape == positive.shape == (3, min(limit, 40))
     for b in range(3):
-        scored = []
-        for at in range(40):
-            if label := int(assignment.labels[b, at]):
+        scores = [0.0] * 40
+        for at, label in enumerate(assignment.labels[b].tolist()):
+            if label:
                 score = outputs.logits[b, at, label - 1].sigmoid() * outputs.centerness[b, at].sigmoid()
-                scored.append((score.item(), at))
-        expected = [at for _, at in sorted(scored, reverse=True)[:limit]]
+                scores[at] = score.item()
+        expected = naive.top_64([bool(label) for label in assignment.labels[b]], scores, limit)
         assert index[b][positive[b]].tolist() == expected
         assert not positive[1].any()
 
@@ -144,13 +146,11 @@ def test_sampled_masks_by_loop(stride: int, size: tuple[int, int]) -> None:
     result = sampled_masks(targets, stride, grid)
     assert result.dtype == torch.bool
     assert result.shape == (3, 5, *grid)
+    nothing = torch.zeros(grid, dtype=torch.bool)
     for b, target in enumerate(targets):
         for m in range(5):
-            for i in range(grid[0]):
-                for j in range(grid[1]):
-                    y, x = stride * i + stride // 2, stride * j + stride // 2
-                    inside = m < len(target["masks"]) and y < size[0] and x < size[1]
-                    assert result[b, m, i, j] == (bool(target["masks"][m, y, x]) if inside else False)
+            expected = naive.target_mask(target["masks"][m], stride, grid) if m < len(target["masks"]) else nothing
+            assert torch.equal(result[b, m], expected)
 
 
 def test_sampled_masks_that_already_are() -> None:
@@ -163,20 +163,6 @@ def test_sampled_masks_that_already_are() -> None:
     assert expected.any()
 
 
-def naive_semantic_map(masks: Tensor, labels: Tensor, stride: int) -> list[list[set[int]]]:
-    """For each cell the labels that it may have: of the smallest masks there, or 0."""
-    areas = [int(mask.sum()) for mask in masks]
-    rows = []
-    for y in range(stride // 2, masks.shape[1], stride):
-        row = []
-        for x in range(stride // 2, masks.shape[2], stride):
-            here = [m for m in range(len(masks)) if masks[m, y, x]]
-            smallest = min((areas[m] for m in here), default=None)
-            row.append({int(labels[m]) for m in here if areas[m] == smallest} or {0})
-        rows.append(row)
-    return rows
-
-
 @pytest.mark.parametrize("count", [0, 1, 12])
 @pytest.mark.parametrize("size", [(64, 96), (61, 83)])
 def test_semantic_targets_by_loop(count: int, size: tuple[int, int]) -> None:
@@ -186,7 +172,7 @@ def test_semantic_targets_by_loop(count: int, size: tuple[int, int]) -> None:
         target["masks"][1, 12, 20] = True
         target["masks"][3] = target["masks"][2].roll(3, 1)  # about the same area
     result = semantic_targets([target], 8, (8, 12))[0]
-    expected = naive_semantic_map(target["masks"], target["labels"], 8)
+    expected = naive.semantic_labels(target["masks"], target["labels"].tolist(), 8)
     for i in range(8):
         for j in range(12):
             inside = i < len(expected) and j < len(expected[0])
@@ -215,17 +201,7 @@ def test_semantic_targets_may_be_given() -> None:
 def test_semantic_loss_by_loop() -> None:
     logits = torch.randn(2, 3, 4, 5, generator=seeded(0), dtype=torch.float64, requires_grad=True)
     for labels in (torch.randint(0, 4, (2, 4, 5), generator=seeded(1)), torch.zeros(2, 4, 5, dtype=torch.int64)):
-        expected = torch.zeros((), dtype=torch.float64)
-        for b in range(2):
-            for i in range(4):
-                for j in range(5):
-                    for k in range(1, 4):
-                        p = 1 / (1 + torch.exp(-logits[b, k - 1, i, j]))
-                        hit = int(labels[b, i, j]) == k
-                        expected = expected - (
-                            0.25 * (1 - p) ** 2 * torch.log(p) if hit else 0.75 * p**2 * torch.log(1 - p)
-                        )
-        expected = expected / max(1, int((labels > 0).sum()))
+        expected = naive.semantic_loss(logits, labels)
         result = semantic_loss(logits, labels)
         same(result, expected, 1e-11)
         same(gradients(result, [logits])[0], gradients(expected, [logits])[0], 1e-11)
@@ -234,26 +210,9 @@ def test_semantic_loss_by_loop() -> None:
 # ---------------------------------------------------------------------------------------------------------- mask loss
 
 
-def upsample_matrix(cells: int, factor: int) -> Tensor:
-    matrix = torch.zeros(cells * factor, cells, dtype=torch.float64)
-    for k in range(cells * factor):
-        position = min(max((k - factor // 2) / factor, 0), cells - 1)
-        low = int(position)
-        matrix[k, low] += 1 - (position - low)
-        matrix[k, min(low + 1, cells - 1)] += position - low
-    return matrix
-
-
 def naive_mask_scores(features: Tensor, theta: Tensor, xy: Tensor, unit: float, stride: int, factor: int) -> Tensor:
-    """Mask scores of one instance: coordinates beside the features, three layers, upsampling, sigmoid."""
-    channels = (features.shape[0] + 2, 8, 8, 1)
-    size = (features.shape[1], features.shape[2])
-    coordinates = relative_coordinates(size, stride, xy[None].double(), torch.tensor([unit]).double())[0]
-    x = torch.cat([coordinates, features])
-    for layer, (weight, bias) in enumerate(zip(*split_parameters(theta[None], channels), strict=True)):
-        x = torch.einsum("oc,chw->ohw", weight[0], x) + bias[0][:, None, None]
-        x = x if layer == 2 else x.clamp(min=0)
-    return (upsample_matrix(size[0], factor) @ x[0] @ upsample_matrix(size[1], factor).T).sigmoid()
+    """Mask scores of one instance: the mask head, upsampling, sigmoid."""
+    return naive.upsampling(naive.mask_head(features, theta, xy.tolist(), unit, stride), factor).sigmoid()
 
 
 def naive_mask_loss(
@@ -265,24 +224,17 @@ def naive_mask_loss(
     targets: Sequence[dict[str, Tensor]],
 ) -> Tensor:
     """Eq. 2 over the sampled locations, one after another, with full-size target masks."""
-    losses = []
-    stride = model.mask_stride
+    logits, masks = [], []
     for b, target in enumerate(targets):
-        scored = []
-        for at in range(len(points.xy)):
-            if label := int(assignment.labels[b, at]):
-                score = outputs.logits[b, at, label - 1].sigmoid() * outputs.centerness[b, at].sigmoid()
-                scored.append((score.item(), at))
-        for _, at in sorted(scored, reverse=True)[: model.mask_limit]:
+        labels = assignment.labels[b].tolist()
+        best = [outputs.logits[b, at, label - 1].sigmoid().item() if label else 0 for at, label in enumerate(labels)]
+        scores = [p * c for p, c in zip(best, outputs.centerness[b].sigmoid().tolist(), strict=True)]
+        for at in naive.top_64([bool(label) for label in labels], scores, model.mask_limit):
             unit = 8.0 * model.fcos.strides[int(points.level[at])]
-            scores = naive_mask_scores(
-                features[b], outputs.tower[b, at], points.xy[at], unit, model.stride, model.factor
-            )
-            truth = torch.zeros_like(scores)
-            mask = target["masks"][int(assignment.matched[b, at])][stride // 2 :: stride, stride // 2 :: stride]
-            truth[: mask.shape[0], : mask.shape[1]] = mask
-            losses.append(1 - 2 * (scores * truth).sum() / ((scores**2).sum() + (truth**2).sum() + 1e-5))
-    return torch.stack(losses).sum() / len(losses) if losses else torch.zeros((), dtype=torch.float64)
+            theta, xy = outputs.tower[b, at], points.xy[at].tolist()
+            logits.append(naive.mask_head(features[b], theta, xy, unit, model.stride))
+            masks.append(target["masks"][int(assignment.matched[b, at])])
+    return naive.eq_2(logits, masks, model.stride, model.factor)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
@@ -319,6 +271,28 @@ def test_mask_loss_by_loop(factor: Any, limit: int) -> None:
     assert gradients(result, learned)[1][2].abs().max() > 0
 
 
+def test_losses_are_equation_1() -> None:
+    """The sum of what the model returns is L_fcos + L_mask, from its own outputs."""
+    model = tiny_condinst(ranges=(16, 24)).double()
+    images = [torch.rand(3, 64, 96, generator=seeded(i), dtype=torch.float64) for i in range(2)]
+    targets = [random_targets(5, (64, 96), seeded(7)), empty_target((64, 96))]
+    batch = make_batch(images, model.fcos.mean, model.fcos.std, model.fcos.divisor)
+    pyramid, points, outputs = model.fcos.run(batch)
+    features = model.bottom(pyramid)
+    losses = model.losses(pyramid, points, outputs, features, targets)
+    assignment = model.fcos.assign(points, targets)
+    fcos = naive_fcos.fcos_losses(
+        outputs.logits.flatten(0, 1),
+        outputs.distances.flatten(0, 1),
+        outputs.centerness.flatten(),
+        assignment.labels.flatten().tolist(),
+        assignment.distances.flatten(0, 1),
+        smooth=1.0,
+    )
+    assert losses["loss_mask"] > 0
+    same(sum(losses.values()), naive.eq_1(fcos, losses["loss_mask"]), 1e-9)
+
+
 def test_mask_loss_without_positives() -> None:
     """0, with a gradient of 0 for features and theta."""
     model = tiny_condinst()
@@ -340,18 +314,6 @@ def test_mask_loss_without_positives() -> None:
 # ---------------------------------------------------------------------------------------------------------- inference
 
 
-def naive_mask_nms(masks: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> list[int]:
-    kept: list[int] = []
-    for i in sorted(range(len(masks)), key=lambda i: -scores[i].item()):
-        for k in kept:
-            union = int((masks[i] | masks[k]).sum())
-            if labels[i] == labels[k] and union and int((masks[i] & masks[k]).sum()) / union > threshold:
-                break
-        else:
-            kept.append(i)
-    return kept
-
-
 @pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("threshold", [0.2, 0.5])
 def test_mask_nms_by_loop(classes: int, threshold: float) -> None:
@@ -362,7 +324,7 @@ def test_mask_nms_by_loop(classes: int, threshold: float) -> None:
     masks[10] = masks[11] = masks[12]
     scores = torch.rand(60, generator=seeded(4), dtype=torch.float64)
     kept = mask_nms(masks, scores, target["labels"], threshold).tolist()
-    assert kept == naive_mask_nms(masks, scores, target["labels"], threshold)
+    assert kept == naive.mask_nms(masks, scores.tolist(), target["labels"].tolist(), threshold)
     assert len(kept) < 60
     assert {7, 8} <= set(kept)
 
@@ -461,7 +423,7 @@ def test_masks_are_the_papers(options: dict[str, Any]) -> None:
         unit = options.get("scale", 8.0) * model.fcos.strides[int(points.level[at])]
         scores = naive_mask_scores(features, thetas[at], points.xy[at], unit, model.stride, model.factor)
         rows, columns = (
-            upsample_matrix(n, model.mask_stride)[:size] for n, size in zip(scores.shape, (117, 203), strict=True)
+            naive.spread(n, model.mask_stride)[:size] for n, size in zip(scores.shape, (117, 203), strict=True)
         )
         scores = F.interpolate((rows @ scores @ columns.T)[None, None], size=(90, 301), mode="bilinear")[0, 0]
         ties = (scores - 0.5).abs() < 1e-4
@@ -485,7 +447,8 @@ def test_mask_nms_replaces_box_nms() -> None:
         naive_mask_scores(features[0], thetas[at], points.xy[at], 8.0 * points.stride[at].item(), 8, 2)
         for at in candidates.location.tolist()
     ]
-    kept = naive_mask_nms(torch.stack(scores) > 0.5, candidates.scores, candidates.labels, 0.6)[:12]
+    masks = torch.stack(scores) > 0.5
+    kept = naive.mask_nms(masks, candidates.scores.tolist(), candidates.labels.tolist(), 0.6)[:12]
     found = model.detect(points, outputs, features, 0)
     same(found.scores, candidates.scores[kept], 1e-12)
     same(found.boxes, candidates.boxes[kept], 1e-12)

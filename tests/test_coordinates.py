@@ -5,6 +5,7 @@ import torch
 from helpers import official, same, seeded
 
 from condinst_edu.coordinates import absolute_coordinates, locations, mass_centers, neighbours, relative_coordinates
+from condinst_edu.papers import naive_condinst, naive_fcos
 
 SIZES = [(3, 5), (7, 2), (1, 4)]
 STRIDES = [1, 2, 3, 4, 8, 16, 128]
@@ -13,10 +14,9 @@ STRIDES = [1, 2, 3, 4, 8, 16, 128]
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("stride", STRIDES)
 def test_locations_are_the_papers(size: tuple[int, int], stride: int) -> None:
-    expected = [(stride // 2 + x * stride, stride // 2 + y * stride) for y in range(size[0]) for x in range(size[1])]
     result = locations(size, stride)
     assert result.dtype == torch.float32
-    assert result.tolist() == [list(map(float, point)) for point in expected]
+    assert result.tolist() == [list(map(float, point)) for point in naive_fcos.locations(size, stride)]
 
 
 def test_locations_against_the_official_code() -> None:
@@ -48,12 +48,12 @@ def test_relative_coordinates_by_loop(size: tuple[int, int], stride: int) -> Non
     generator = seeded(0)
     centers = 40 * torch.rand(4, 2, generator=generator, dtype=torch.float64)
     scales = 64 + 100 * torch.rand(4, generator=generator, dtype=torch.float64)
-    expected = torch.empty(4, 2, *size, dtype=torch.float64)
-    for n in range(4):
-        for i in range(size[0]):
-            for j in range(size[1]):
-                expected[n, 0, i, j] = (stride * j + stride // 2 - centers[n, 0]) / scales[n]
-                expected[n, 1, i, j] = (stride * i + stride // 2 - centers[n, 1]) / scales[n]
+    expected = torch.stack(
+        [
+            naive_condinst.relative_coordinates(size, stride, center, unit)
+            for center, unit in zip(centers.tolist(), scales.tolist(), strict=True)
+        ]
+    )
     result = relative_coordinates(size, stride, centers, scales)
     assert result.dtype == torch.float64
     same(result, expected, 1e-14)
@@ -81,11 +81,7 @@ def test_relative_coordinates_against_the_official_code() -> None:
 @pytest.mark.parametrize("stride", [3, 8])
 def test_absolute_coordinates_by_loop(size: tuple[int, int], stride: int) -> None:
     result = absolute_coordinates(size, stride)
-    assert result.shape == (2, *size)
-    for i in range(size[0]):
-        for j in range(size[1]):
-            same(result[0, i, j], 2 * (stride * j + stride // 2) / (stride * size[1]) - 1, 1e-6)
-            same(result[1, i, j], 2 * (stride * i + stride // 2) / (stride * size[0]) - 1, 1e-6)
+    same(result, naive_condinst.absolute_coordinates(size, stride), 1e-6)
     assert result.abs().max() <= 1
 
 
@@ -100,8 +96,7 @@ def test_mass_centers_by_loop() -> None:
     result = mass_centers(masks)
     assert result.dtype == torch.float32
     for mask, center in zip(masks, result, strict=True):
-        pixels = [(x, y) for y in range(11) for x in range(17) if mask[y, x]]
-        same(center, [sum(x for x, _ in pixels) / len(pixels), sum(y for _, y in pixels) / len(pixels)], 1e-5)
+        same(center, naive_fcos.mass_center(mask), 1e-5)
     for dtype in (torch.uint8, torch.int64, torch.float64):
         assert torch.equal(mass_centers(masks.to(dtype)), result)
 

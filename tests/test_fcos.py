@@ -44,6 +44,7 @@ from condinst_edu.fcos import (
     to_output_size,
 )
 from condinst_edu.layers.images import make_batch
+from condinst_edu.papers import naive_fcos as naive
 
 STRIDES = (8, 16, 32, 64, 128)
 RANGES = [(-1, 64), (64, 128), (128, 256), (256, 512), (512, inf)]
@@ -170,10 +171,9 @@ def test_make_points_by_loop() -> None:
     sizes = [(4, 6), (2, 3), (1, 2)]
     points = make_points([torch.zeros(2, 8, h, w) for h, w in sizes], (8, 16, 32), RANGES[:3])
     expected = [
-        (x * s + s // 2, y * s + s // 2, s, *RANGES[level], level)
-        for level, ((height, width), s) in enumerate(zip(sizes, (8, 16, 32), strict=True))
-        for y in range(height)
-        for x in range(width)
+        (x, y, s, *RANGES[level], level)
+        for level, (size, s) in enumerate(zip(sizes, (8, 16, 32), strict=True))
+        for x, y in naive.locations(size, s)
     ]
     columns = torch.cat([points.xy, points.stride[:, None], points.reach, points.level[:, None]], dim=1)
     same(columns, expected)
@@ -184,25 +184,11 @@ def naive_assign(
 ) -> list[tuple[int, list[int]]]:
     """For every location of one image: its label, and the objects it may answer for (several only with equal areas)."""
     result = []
-    for (x, y), stride, (low, high) in zip(
-        points.xy.tolist(), points.stride.tolist(), points.reach.tolist(), strict=True
-    ):
-        found: list[tuple[float, int]] = []
-        for m, ((x0, y0, x1, y1), label, (cx, cy)) in enumerate(
-            zip(boxes.tolist(), labels.tolist(), centers.tolist(), strict=True)
-        ):
-            if label == 0:  # padding
-                continue
-            if not (x0 < x < x1 and y0 < y < y1):
-                continue
-            if not low <= max(x - x0, y - y0, x1 - x, y1 - y) <= high:
-                continue
-            r = radius * stride
-            if radius > 0 and not (cx - r < x < cx + r and cy - r < y < cy + r):
-                continue
-            found.append(((x1 - x0) * (y1 - y0), m))
-        smallest = min(found)[0] if found else None
-        objects = [m for area, m in found if area == smallest]
+    real = [m for m, label in enumerate(labels.tolist()) if label]  # the others are padding
+    corners, middles = boxes.tolist(), centers.tolist()
+    for xy, stride, reach in zip(points.xy.tolist(), points.stride.tolist(), points.reach.tolist(), strict=True):
+        found = naive.candidates(xy, stride, reach, [corners[m] for m in real], [middles[m] for m in real], radius)
+        objects = naive.smallest([real[m] for m in found], corners)
         result.append((int(labels[objects[0]]) if objects else 0, objects))
     return result
 
@@ -389,8 +375,7 @@ def test_centerness_by_loop() -> None:
     distances = 9 * torch.rand(50, 2, 4, generator=seeded(0), dtype=torch.float64) + 1e-3
     result = centerness(distances)
     for (left, top, right, bottom), value in zip(distances.view(-1, 4).tolist(), result.flatten(), strict=True):
-        ratio = min(left, right) / max(left, right) * min(top, bottom) / max(top, bottom)
-        same(value, sqrt(ratio), 1e-13)
+        same(value, naive.centerness(left, top, right, bottom), 1e-13)
     assert centerness(torch.tensor([3.0, 5.0, 3.0, 5.0])) == 1
     assert centerness(torch.zeros(0, 4)).shape == (0,)
 
@@ -417,35 +402,15 @@ def random_assignment(images: int, points: int, classes: int, seed: int, share: 
 
 
 def naive_losses(outputs: Outputs, assignment: Assignment, smooth: float) -> dict[str, Tensor]:
-    """The three losses, one number at a time."""
-    focal = box = entropy = weights = torch.zeros((), dtype=torch.float64)
-    positives = 0
-    for b, at in torch.cartesian_prod(*(torch.arange(n) for n in assignment.labels.shape)).tolist():
-        label = int(assignment.labels[b, at])
-        for k, logit in enumerate(outputs.logits[b, at], start=1):
-            p = 1 / (1 + torch.exp(-logit))
-            if k == label:
-                focal = focal - 0.25 * (1 - p) ** 2 * torch.log(p)
-            else:
-                focal = focal - 0.75 * p**2 * torch.log(1 - p)
-        if not label:
-            continue
-        positives += 1
-        l1, t1, r1, b1 = outputs.distances[b, at]
-        l2, t2, r2, b2 = assignment.distances[b, at].tolist()
-        weight = sqrt(min(l2, r2) / max(l2, r2) * min(t2, b2) / max(t2, b2))
-        intersection = (l1.clamp(max=l2) + r1.clamp(max=r2)) * (t1.clamp(max=t2) + b1.clamp(max=b2))
-        union = (l1 + r1) * (t1 + b1) + (l2 + r2) * (t2 + b2) - intersection
-        hull = (l1.clamp(min=l2) + r1.clamp(min=r2)) * (t1.clamp(min=t2) + b1.clamp(min=b2))
-        giou = (intersection + smooth) / (union + smooth) - (hull - union) / hull
-        box, weights = box + weight * (1 - giou), weights + weight
-        p = 1 / (1 + torch.exp(-outputs.centerness[b, at]))
-        entropy = entropy - weight * torch.log(p) - (1 - weight) * torch.log(1 - p)
-    return {
-        "loss_class": focal / max(positives, 1),
-        "loss_box": box / max(float(weights), 1e-6),
-        "loss_centerness": entropy / max(positives, 1),
-    }
+    """The three losses, one location after the other, of all images together."""
+    return naive.fcos_losses(
+        outputs.logits.flatten(0, 1),
+        outputs.distances.flatten(0, 1),
+        outputs.centerness.flatten(),
+        assignment.labels.flatten().tolist(),
+        assignment.distances.flatten(0, 1),
+        smooth,
+    )
 
 
 @pytest.mark.parametrize("smooth", [0.0, 1.0])
@@ -579,19 +544,9 @@ def random_instances(count: int, classes: int, seed: int, size: tuple[int, int] 
     return Instances(boxes, scores, labels, torch.arange(count))
 
 
-def box_iou(a: list[float], b: list[float]) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    overlap = max(width, 0) * max(height, 0)
-    return overlap / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap)
-
-
 def naive_class_nms(instances: Instances, threshold: float) -> list[int]:
-    kept: list[int] = []
-    boxes, labels = instances.boxes.tolist(), instances.labels.tolist()
-    for i in sorted(range(len(boxes)), key=lambda i: -instances.scores[i].item()):
-        if not any(labels[i] == labels[k] and box_iou(boxes[i], boxes[k]) > threshold for k in kept):
-            kept.append(i)
-    return kept
+    boxes, scores, labels = (field.tolist() for field in (instances.boxes, instances.scores, instances.labels))
+    return naive.box_nms(boxes, scores, labels, threshold, top=len(boxes))
 
 
 @pytest.mark.parametrize("classes", [1, 3, 20])

@@ -13,6 +13,7 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, generalize
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from condinst_edu.layers import FPN, aligned_upsample, build_backbone, conv_block, dice_loss, giou_loss, resize_masks
+from condinst_edu.papers import naive_condinst, naive_fcos
 
 # ------------------------------------------------------------------------------------------------------------- blocks
 
@@ -41,38 +42,18 @@ def test_conv_block_groups() -> None:
 # --------------------------------------------------------------------------------------------------------- upsampling
 
 
-def naive_upsample(x: Tensor, factor: int) -> Tensor:
-    """(H, W) -> (H * factor, W * factor): output k reads position (k - factor // 2) / factor, clamped to the map."""
-    height, width = x.shape
-
-    def read(k: int, cells: int) -> tuple[int, int, float]:
-        position = min(max((k - factor // 2) / factor, 0), cells - 1)
-        low = int(position)
-        return low, min(low + 1, cells - 1), position - low
-
-    result = x.new_zeros(height * factor, width * factor)
-    for k in range(height * factor):
-        top, bottom, v = read(k, height)
-        for m in range(width * factor):
-            left, right, u = read(m, width)
-            upper = x[top, left] * (1 - u) + x[top, right] * u
-            lower = x[bottom, left] * (1 - u) + x[bottom, right] * u
-            result[k, m] = upper * (1 - v) + lower * v
-    return result
-
-
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 5, 8])
 @pytest.mark.parametrize("size", [(5, 7), (2, 3), (1, 4), (1, 1)])
 def test_aligned_upsample_by_loop(factor: int, size: tuple[int, int]) -> None:
     x = torch.randn(*size, generator=seeded(factor), dtype=torch.float64)
-    same(aligned_upsample(x, factor), naive_upsample(x, factor), 1e-14)
+    same(aligned_upsample(x, factor), naive_condinst.upsampling(x, factor), 1e-14)
 
 
 def test_aligned_upsample_gradient_by_loop() -> None:
     x = torch.randn(3, 4, generator=seeded(0), dtype=torch.float64, requires_grad=True)
     weight = torch.randn(9, 12, generator=seeded(1), dtype=torch.float64)
     (ours,) = torch.autograd.grad((aligned_upsample(x, 3) * weight).sum(), x)
-    (expected,) = torch.autograd.grad((naive_upsample(x, 3) * weight).sum(), x)
+    (expected,) = torch.autograd.grad((naive_condinst.upsampling(x, 3) * weight).sum(), x)
     same(ours, expected, 1e-13)
 
 
@@ -82,7 +63,7 @@ def test_aligned_upsample_of_stacks() -> None:
     result = aligned_upsample(x, 2)
     for i in range(2):
         for c in range(3):
-            same(result[i, c], naive_upsample(x[i, c], 2), 1e-14)
+            same(result[i, c], naive_condinst.upsampling(x[i, c], 2), 1e-14)
     assert aligned_upsample(x[:0], 4).shape == (0, 3, 16, 24)
 
 
@@ -210,20 +191,11 @@ def test_resize_masks_of_none() -> None:
 # ------------------------------------------------------------------------------------------------------------- losses
 
 
-def naive_dice(scores: Tensor, targets: Tensor, eps: float = 1e-5) -> Tensor:
-    """V-Net's dice of one mask, pixel by pixel."""
-    overlap, squares = scores.new_zeros(()), scores.new_zeros(())
-    for p, t in zip(scores.flatten(), targets.flatten(), strict=True):
-        overlap = overlap + p * t
-        squares = squares + p * p + t * t
-    return 1 - 2 * overlap / (squares + eps)
-
-
 def test_dice_loss_by_loop() -> None:
     scores = torch.rand(4, 3, 5, generator=seeded(0), dtype=torch.float64, requires_grad=True)
     targets = torch.rand(4, 3, 5, generator=seeded(1)) < 0.4
     targets[1], targets[2] = False, True
-    expected = torch.stack([naive_dice(p, t.double()) for p, t in zip(scores, targets, strict=True)])
+    expected = torch.stack([naive_condinst.dice(p, t) for p, t in zip(scores, targets, strict=True)])
     result = dice_loss(scores, targets)
     same(result, expected, 1e-13)
     weight = torch.arange(1, 5, dtype=torch.float64)
@@ -263,21 +235,13 @@ def test_giou_loss_against_torchvision() -> None:
     same(our_gradient, their_gradient, 1e-5)
 
 
-def naive_giou_loss(a: Tensor, b: Tensor, smooth: float) -> Tensor:
-    """One pair of boxes, each (left, top, right, bottom) from the same location."""
-    intersection = (min(a[0], b[0]) + min(a[2], b[2])) * (min(a[1], b[1]) + min(a[3], b[3]))
-    hull = (max(a[0], b[0]) + max(a[2], b[2])) * (max(a[1], b[1]) + max(a[3], b[3]))
-    union = (a[0] + a[2]) * (a[1] + a[3]) + (b[0] + b[2]) * (b[1] + b[3]) - intersection
-    return 1 - ((intersection + smooth) / (union + smooth) - (hull - union) / hull)
-
-
 @pytest.mark.parametrize("smooth", [0.0, 1.0])
 def test_giou_loss_by_loop(smooth: float) -> None:
     generator = seeded(1)
     distances = (4 * torch.rand(30, 4, generator=generator, dtype=torch.float64) + 0.01).requires_grad_()
     targets = 4 * torch.rand(30, 4, generator=generator, dtype=torch.float64) + 0.01
     ours = giou_loss(distances, targets, smooth)
-    expected = torch.stack([naive_giou_loss(a, b, smooth) for a, b in zip(distances, targets, strict=True)])
+    expected = torch.stack([naive_fcos.giou_loss(a, b, smooth) for a, b in zip(distances, targets, strict=True)])
     same(ours, expected, 1e-12)
     (our_gradient,) = torch.autograd.grad(ours.square().sum(), distances)
     (their_gradient,) = torch.autograd.grad(expected.square().sum(), distances)

@@ -15,6 +15,7 @@ from condinst_edu import mask_head
 from condinst_edu.coordinates import absolute_coordinates, relative_coordinates
 from condinst_edu.layers import aligned_upsample
 from condinst_edu.mask_head import DynamicMaskHead, can_compile, split_parameters
+from condinst_edu.papers import naive_condinst
 
 # --------------------------------------------------------------------------------------------------------- parameters
 
@@ -42,17 +43,12 @@ def test_split_parameters_by_loop(channels: tuple[int, ...]) -> None:
     count = sum(i * o + o for i, o in itertools.pairwise(channels))
     theta = torch.randn(3, count, generator=seeded(0))
     weights, biases = split_parameters(theta, channels)
-    position = 0
-    for layer, (i, o) in enumerate(itertools.pairwise(channels)):
-        for row in range(o):
-            for column in range(i):
-                assert torch.equal(weights[layer][:, row, column], theta[:, position])
-                position += 1
-    for layer, o in enumerate(channels[1:]):
-        for row in range(o):
-            assert torch.equal(biases[layer][:, row], theta[:, position])
-            position += 1
-    assert position == count
+    for n in range(3):
+        expected = naive_condinst.split_parameters(theta[n], channels)
+        for ours, theirs in zip((weights, biases), expected, strict=True):
+            assert len(ours) == len(theirs) == len(channels) - 1
+            assert all(torch.equal(x[n], y) for x, y in zip(ours, theirs, strict=True))
+    assert sum(naive_condinst.controller(channels)) == count
 
 
 def test_split_parameters_refuses_other_numbers() -> None:
@@ -78,8 +74,10 @@ def test_split_parameters_refuses_other_numbers() -> None:
     ],
 )
 def test_num_parameters(options: dict[str, Any], count: int) -> None:
-    assert DynamicMaskHead(**options).num_parameters == count
-    assert not list(DynamicMaskHead(**options).parameters())
+    head = DynamicMaskHead(**options)
+    assert head.num_parameters == count == sum(naive_condinst.controller(head.channels))
+    assert not list(head.parameters())
+    assert naive_condinst.controller() == (152, 17)
 
 
 @pytest.mark.parametrize(
@@ -125,30 +123,12 @@ def cast(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 def naive_mask_head(
     head: DynamicMaskHead, features: Tensor, theta: Tensor, centers: Tensor, scales: Tensor, stride: int
 ) -> Tensor:
-    """One number at a time, from the paper's words: every instance, every pixel, every layer, every channel."""
-    _, height, width = features.shape
-    logits = torch.empty(len(theta), height, width, dtype=torch.float64)
-    for n, i, j in itertools.product(range(len(theta)), range(height), range(width)):
-        x, y = stride * j + stride // 2, stride * i + stride // 2
-        values: list[float] = []
-        if head.coordinates == "relative":
-            values += [(x - centers[n, 0].item()) / scales[n].item(), (y - centers[n, 1].item()) / scales[n].item()]
-        elif head.coordinates == "absolute":
-            values += [2 * x / (width * stride) - 1, 2 * y / (height * stride) - 1]
-        if head.use_features:
-            values += features[:, i, j].tolist()
-        numbers = theta[n].tolist()
-        bias_at = sum(a * b for a, b in itertools.pairwise(head.channels))
-        weight_at = 0
-        for layer, (inputs, outputs) in enumerate(itertools.pairwise(head.channels)):
-            results = []
-            for o in range(outputs):
-                row = numbers[weight_at + o * inputs : weight_at + (o + 1) * inputs]
-                total = numbers[bias_at + o] + sum(w * v for w, v in zip(row, values, strict=True))
-                results.append(total if layer == len(head.channels) - 2 else max(total, 0.0))
-            weight_at, bias_at, values = weight_at + inputs * outputs, bias_at + outputs, results
-        logits[n, i, j] = values[0]
-    return logits
+    """All instances, one after the other, from the paper's words."""
+    maps = features if head.use_features else features[:0]
+    each = zip(theta, centers.tolist(), scales.tolist(), strict=True)
+    return torch.stack(
+        [naive_condinst.mask_head(maps, t, xy, unit, stride, head.channels, head.coordinates) for t, xy, unit in each]
+    )
 
 
 def grouped_mask_head(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import GOLDEN, ROOT, check_gradients, enliven, random_targets, same, seeded, tiny_condinst
+from helpers import GOLDEN, ROOT, check_gradients, enliven, gradients, random_targets, same, seeded, tiny_condinst
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -34,6 +34,7 @@ from condinst_edu.panoptic import (
     stuff_loss,
     stuff_segments,
 )
+from condinst_edu.papers import naive_condinst as naive
 
 OFFICIAL = GOLDEN.parent / "panoptic"
 DATA = ROOT / "tests" / "data" / "panoptic"  # a part of it: maps as runs, {"size", "ids", "lengths"}
@@ -273,29 +274,6 @@ def as_partition(ids: Tensor) -> Tensor:
     return torch.tensor([order[i] for i in ids.flatten().tolist()]).view_as(ids)
 
 
-def loop_fusion(things: Any, stuff: Any, min_score: float, max_lost: float, min_stuff: int) -> tuple[Any, Any]:
-    """Pixel by pixel, in the paper's words; (map, [(label, area)])."""
-    height, width = things["masks"].shape[1:]
-    taken = [[0] * width for _ in range(height)]
-    rows: list[tuple[int, int]] = []
-    ranked = sorted(range(len(things["scores"])), key=lambda i: -float(things["scores"][i]))
-    for masks, labels, order, is_thing in (
-        (things["masks"], things["labels"], ranked, True),
-        (stuff["masks"], stuff["labels"], range(len(stuff["labels"])), False),
-    ):
-        for i in order:
-            if is_thing and things["scores"][i] < min_score:
-                continue
-            pixels = [(y, x) for y in range(height) for x in range(width) if masks[i, y, x]]
-            free = [(y, x) for y, x in pixels if not taken[y][x]]
-            enough = len(pixels) - len(free) <= max_lost * len(pixels) if is_thing else len(free) >= min_stuff
-            if free and enough:
-                rows.append((int(labels[i]), len(free)))
-                for y, x in free:
-                    taken[y][x] = len(rows)
-    return torch.tensor(taken), rows
-
-
 @pytest.mark.parametrize(("seed", "count"), [(0, 0), (1, 1), (2, 6), (3, 30)])
 def test_fusion_against_a_loop(seed: int, count: int) -> None:
     size = (26, 41)
@@ -305,7 +283,7 @@ def test_fusion_against_a_loop(seed: int, count: int) -> None:
     stuff = stuff_segments(classes, 3)
     assert stuff["labels"].tolist() == [4, 5, 6, 7]
     found = fuse(things, stuff, 0.3, 0.4, 60)
-    panoptic, rows = loop_fusion(things, stuff, 0.3, 0.4, 60)
+    panoptic, rows = naive.panoptic_fusion(things, stuff, 0.3, 0.4, 60)
     same(found["panoptic"], panoptic)
     assert [(s["category_id"], s["area"]) for s in found["segments_info"]] == rows
     assert [s["id"] for s in found["segments_info"]] == list(range(1, len(rows) + 1))
@@ -338,10 +316,15 @@ def pyramid_of(channels: int, size: tuple[int, int], levels: int = 4) -> list[Te
 def test_concatenating_branch_by_steps() -> None:
     branch: Any = SemanticBranch(6, 5).double()
     pyramid = pyramid_of(6, (16, 24))
-    merged = torch.cat([aligned_upsample(x, 2**i) for i, x in enumerate(pyramid)], dim=1)
-    assert branch.logits.weight.shape == (6, 24, 1, 1)
-    expected = torch.einsum("bchw,kc->bkhw", merged, branch.logits.weight[:, :, 0, 0])
-    same(branch([*pyramid, torch.zeros(0)]), expected + branch.logits.bias[:, None, None])  # P6 is not read
+    weight, bias = branch.logits.weight[:, :, 0, 0], branch.logits.bias
+    assert weight.shape == (6, 24)
+    expected = torch.stack([naive.panoptic_branch([x[b] for x in pyramid], weight, bias) for b in range(2)])
+    result = branch([*pyramid, torch.zeros(0)])  # P6 is not read
+    same(result.detach(), expected.detach())
+    direction = torch.randn(result.shape, generator=seeded(9), dtype=torch.float64)
+    ours, theirs = (gradients((y * direction).sum(), list(branch.parameters())) for y in (result, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        same(a, b)
     assert len(list(branch.parameters())) == 2
 
 

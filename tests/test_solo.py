@@ -22,6 +22,7 @@ from condinst_edu.engine.evaluate import evaluate
 from condinst_edu.engine.recipe import build_model, check_recipe
 from condinst_edu.engine.train import open_split, train
 from condinst_edu.layers.losses import dice_loss
+from condinst_edu.papers import naive_slides as naive
 from condinst_edu.recipes import RECIPES, get_recipe
 from condinst_edu.solo import (
     SOLO,
@@ -78,23 +79,6 @@ MODELS = [(SOLO, {}), (DecoupledSOLO, {}), (DecoupledSOLO, {"head": {"light": Tr
 # ------------------------------------------------------------------------------------------------------------- targets
 
 
-def loop_cells(center: Any, box: Any, size: tuple[int, int], grid: int, sigma: float) -> list[tuple[int, int]]:
-    """Cells (i, j) that an object claims, one comparison after the other, in float32 as mmdetection's tensors."""
-    f = np.float32
-    pitch = f(1 / grid)
-
-    def cell(v: Any, extent: int) -> int:
-        return int(np.trunc(f(f(v) / f(extent)) / pitch))
-
-    half = [f(f(0.5) * f(box[2] - box[0])) * f(sigma), f(f(0.5) * f(box[3] - box[1])) * f(sigma)]
-    middle = [cell(center[0], size[1]), cell(center[1], size[0])]
-    left = max(0, cell(f(center[0]) - half[0], size[1]), middle[0] - 1)
-    right = min(grid - 1, cell(f(center[0]) + half[0], size[1]), middle[0] + 1)
-    top = max(0, cell(f(center[1]) - half[1], size[0]), middle[1] - 1)
-    bottom = min(grid - 1, cell(f(center[1]) + half[1], size[0]), middle[1] + 1)
-    return [(i, j) for i in range(top, bottom + 1) for j in range(left, right + 1)]
-
-
 @pytest.mark.parametrize("grid", [1, 5, 12, 36, 40])
 @pytest.mark.parametrize("sigma", [0.2, 0.9])
 def test_claimed_cells_by_loop(grid: int, sigma: float) -> None:
@@ -104,7 +88,7 @@ def test_claimed_cells_by_loop(grid: int, sigma: float) -> None:
     claimed = claimed_cells(centers, target["boxes"], size, grid, sigma)
     assert claimed.shape == (40, grid, grid)
     for center, box, mine in zip(centers.numpy(), target["boxes"].numpy(), claimed, strict=True):
-        assert [tuple(c) for c in mine.nonzero().tolist()] == loop_cells(center, box, size, grid, sigma)
+        assert [tuple(c) for c in mine.nonzero().tolist()] == naive.solo_cells(center, box, size, grid, sigma)
         assert 1 <= mine.sum() <= 9
 
 
@@ -144,12 +128,9 @@ def test_assign_cells_by_loop() -> None:
         target["boxes"][7] = torch.tensor([20.0, 30, 68, 78])  # at an end of the range
         centers = exact_centers(target["masks"])
         labels, matched = assign_cells(centers, target, size, grid, scales)
-        expected: dict[int, int] = {}
-        for number, (box, mask) in enumerate(zip(target["boxes"].numpy(), target["masks"], strict=True)):
-            length = np.sqrt(np.float32(box[2] - box[0]) * np.float32(box[3] - box[1]))
-            if scales[0] <= length <= scales[1] and mask.any():
-                for i, j in loop_cells(centers[number].numpy(), box, size, grid, 0.2):
-                    expected[i * grid + j] = number
+        middles = [c if mask.any() else None for c, mask in zip(centers.tolist(), target["masks"], strict=True)]
+        owners = naive.solo_owners(middles, target["boxes"].tolist(), size, grid, scales)
+        expected = {naive.solo_channel(i, j, grid): number for (i, j), number in owners.items()}
         assert labels.nonzero().flatten().tolist() == sorted(expected)
         assert len(expected) > 5
         for k, number in expected.items():
@@ -326,10 +307,7 @@ def test_mask_boxes_by_loop() -> None:
 
 
 def test_coordconv_by_loop() -> None:
-    maps = coordconv((4, 6))
-    for i in range(4):
-        for j in range(6):
-            assert maps[:, i, j].tolist() == pytest.approx([-1 + 2 * j / 5, -1 + 2 * i / 3], abs=1e-6)
+    same(coordconv((4, 6)), naive.coordconv((4, 6)), 1e-6)
 
 
 OURS = {
@@ -458,8 +436,9 @@ def test_a_cell_has_its_channel() -> None:
     )
     for n in range(3):
         b, (i, j) = int(image[n]), divmod(int(index[n]), grid)
-        same(ours[n], maps[b, i * grid + j].sigmoid(), 1e-12)
-        same(products[n], rows[b, i].sigmoid() * columns[b, j].sigmoid(), 1e-12)
+        same(ours[n], maps[b, naive.solo_channel(i, j, grid)].sigmoid(), 1e-12)
+        expected = naive.decoupled(columns[b].sigmoid(), rows[b].sigmoid(), int(index[n]), grid)
+        same(products[n], expected, 1e-12)
 
 
 @pytest.mark.parametrize("coordinates", [True, False])
@@ -479,38 +458,22 @@ def test_only_coordconv_knows_where(coordinates: bool) -> None:
 
 def loop_losses(model: SOLO, outputs: Outputs, targets: list[dict[str, Tensor]], size: tuple[int, int]) -> list[Tensor]:
     """Both losses, cell by cell."""
-    focal, dice, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0
+    cells: list[tuple[Tensor, int, Tensor | None, Tensor | None]] = []
     for level, (grid, scales) in enumerate(zip(model.head.grids, model.ranges, strict=True)):
-        stride = model.strides[level] // 2
+        maps = [each.sigmoid() for each in outputs.maps[level]]
         for b, target in enumerate(targets):
-            owner: dict[tuple[int, int], int] = {}
-            for number, box in enumerate(target["boxes"].numpy()):
-                length = np.sqrt((box[2] - box[0]) * (box[3] - box[1]))
-                if scales[0] <= length <= scales[1]:
-                    center = target["masks"][number].nonzero().double().mean(dim=0).flip(0).float().numpy()
-                    for cell in loop_cells(center, box, size, grid, model.sigma):
-                        owner[cell] = number
-            for i in range(grid):
-                for j in range(grid):
-                    label = int(target["labels"][owner[i, j]]) if (i, j) in owner else 0
-                    for k in range(outputs.logits[level].shape[1]):
-                        p = outputs.logits[level][b, k, i, j].sigmoid()
-                        hit = k + 1 == label
-                        term = -0.25 * (1 - p) ** 2 * p.log() if hit else -0.75 * p**2 * (1 - p).log()
-                        focal = focal + term
-                    if label:
-                        maps = outputs.maps[level]
-                        p = (
-                            maps[0][b, i * grid + j].sigmoid()
-                            if len(maps) == 1
-                            else (maps[1][b, i].sigmoid() * maps[0][b, j].sigmoid())
-                        )
-                        t = mask_targets(target["masks"][owner[i, j]][None], stride, (p.shape[0], p.shape[1]))[
-                            0
-                        ].double()
-                        dice = dice + 1 - 2 * (p * t).sum() / ((p * p).sum() + 0.001 + (t * t).sum() + 0.001)
-                        count += 1
-    return [focal / (count + 1), 3 * dice / max(count, 1)]
+            centers = [mask.nonzero().double().mean(dim=0).flip(0).float().tolist() for mask in target["masks"]]
+            owners = naive.solo_owners(centers, target["boxes"].tolist(), size, grid, scales, model.sigma)
+            for i, j in np.ndindex(grid, grid):
+                k, classes = naive.solo_channel(i, j, grid), outputs.logits[level][b, :, i, j].sigmoid()
+                if (i, j) not in owners:
+                    cells.append((classes, 0, None, None))
+                    continue
+                owner = owners[i, j]
+                p = maps[0][b, k] if len(maps) == 1 else naive.decoupled(maps[0][b], maps[1][b], k, grid)
+                (t,) = mask_targets(target["masks"][owner][None], model.strides[level] // 2, (p.shape[0], p.shape[1]))
+                cells.append((classes, int(target["labels"][owner]), p, t.double()))
+    return list(naive.solo_losses(cells))
 
 
 @pytest.mark.parametrize(("kind", "options"), MODELS)

@@ -18,6 +18,7 @@ from condinst_edu.condinst import CondInst
 from condinst_edu.coordinates import mass_centers
 from condinst_edu.layers.images import make_batch
 from condinst_edu.layers.upsample import resize_masks
+from condinst_edu.papers import naive_fcos
 from condinst_edu.teach import (
     click_to_segment,
     deviate,
@@ -234,26 +235,21 @@ def test_empty_and_full_masks_can_be_shown(fill: int) -> None:
 def test_targets_counts_agree_with_a_loop() -> None:
     target, strides, ranges, radius = random_targets(7, SIZE, seeded(5)), (8, 16, 32), (24, 48), 1.5
     found = targets_of(picture(), target, strides, ranges, radius)
-    per_object, per_level, ambiguous = [0] * 7, [0] * 3, 0
+    boxes = target["boxes"].tolist()
+    centers = [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in boxes]
+    taken, per_level, ambiguous = [], [0] * 3, 0
     for k, stride in enumerate(strides):
         low, high = (-1, *ranges)[k], (*ranges, float("inf"))[k]
-        for i in range(-(-SIZE[0] // stride)):
-            for j in range(-(-SIZE[1] // stride)):
-                x, y = stride * j + stride // 2, stride * i + stride // 2
-                owners = []
-                for m, (x0, y0, x1, y1) in enumerate(target["boxes"].tolist()):
-                    sides = (x - x0, y - y0, x1 - x, y1 - y)
-                    near = max(abs(x - (x0 + x1) / 2), abs(y - (y0 + y1) / 2)) < radius * stride
-                    if min(sides) > 0 and near and low <= max(sides) <= high:
-                        owners.append(((x1 - x0) * (y1 - y0), m))
-                if owners:
-                    per_object[min(owners)[1]] += 1
-                    per_level[k] += 1
-                    ambiguous += len(owners) > 1
-    assert found.per_object == per_object
+        for x, y in naive_fcos.locations((-(-SIZE[0] // stride), -(-SIZE[1] // stride)), stride):
+            owners = naive_fcos.candidates((x, y), stride, (low, high), boxes, centers, radius)
+            if owners:
+                taken.append(naive_fcos.smallest(owners, boxes)[0])
+                per_level[k] += 1
+                ambiguous += len(owners) > 1
+    assert found.per_object == [taken.count(m) for m in range(7)]
     assert found.positives == per_level
     assert found.ambiguous == ambiguous > 0
-    assert found.missed == [m for m, count in enumerate(per_object) if not count]
+    assert found.missed == naive_fcos.missed(taken, 7)
 
 
 def test_an_object_between_the_locations_is_missed() -> None:

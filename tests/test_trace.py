@@ -5,9 +5,73 @@ from pathlib import Path
 
 import pytest
 
+import condinst_edu.condinst
+import condinst_edu.papers.naive_fcos
 from condinst_edu.cli import run
-from condinst_edu.papers import ERRATA, ITEMS, TABLES, errata, tables, trace
+from condinst_edu.papers import ERRATA, ITEMS, TABLES, errata, notation, tables, trace
 from condinst_edu.papers.forms import anchor
+from condinst_edu.papers.miniatures import MINIATURES
+from condinst_edu.teach.lessons import lesson_names, read_lesson
+
+
+def test_nothing_is_lost() -> None:
+    """Every id has code, a naive form, tests and a lesson, or its entry says why not; all that is named is there."""
+    assert trace.faults() == []
+
+
+def test_a_renamed_symbol_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(condinst_edu.condinst, "mask_nms")  # as if it had been renamed
+    monkeypatch.delattr(condinst_edu.papers.naive_fcos, "locations")
+    with pytest.raises(AssertionError, match=r"condinst_edu\.papers\.naive_fcos\.locations is gone"):
+        test_nothing_is_lost()
+    assert [line.split(" -> ")[0] for line in trace.faults()] == [
+        "condinst:locations",
+        "condinst:table-5",
+        "condinst-eccv:table-5",
+    ]
+
+
+def test_a_lost_test_or_citation_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a copy of tests and lessons, where one of each goes by another name."""
+    changes = {
+        "tests/test_layers.py": ("def test_dice_loss_by_loop", "def test_dice_loss_in_loops"),
+        "lessons/src/04_condinst.py": ("`condinst:top-64`", "`condinst:top-65`"),
+        "lessons/src/05_attention_maps.py": ("## ", "## `condinst-eccv:table-1a` "),
+    }
+    for path in (*trace.ROOT.glob("tests/test_*.py"), *trace.ROOT.glob("lessons/src/*.py")):
+        name = path.relative_to(trace.ROOT).as_posix()
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(path.read_text().replace(*changes.get(name, ("", ""))))
+    monkeypatch.setattr(trace, "ROOT", tmp_path)
+    assert trace.faults() == [
+        "condinst:eq-2 -> tests/test_layers.py::test_dice_loss_by_loop is gone",
+        "condinst:top-64 has no lesson, and no reason is stated",
+        "condinst-eccv:table-1a states why it has no lesson, and has one",
+    ]
+
+
+def test_naive_forms_are_what_the_tests_compare_with() -> None:
+    """Each naive form of an id is called in a file of its tests; a status of "equal" needs one."""
+    for entry in ITEMS.values():
+        assert (entry.status == "equal") <= bool(entry.naive), entry.id
+        texts = [(trace.ROOT / test.split("::")[0]).read_text() for test in entry.tests]
+        for symbol in entry.naive:
+            module, name = symbol.split(".")[-2:]
+            called = re.compile(rf"\b(?:naive|{module})\.{name}\(")
+            assert any(module in text and called.search(text) for text in texts), (entry.id, symbol)
+
+
+def test_statuses() -> None:
+    for entry in ITEMS.values():
+        assert entry.is_table or entry.status in ("equal", "tested", "we differ"), entry.id
+        assert not entry.is_table or entry.status in ("miniature", "recipe", "figures"), entry.id
+        assert entry.status != "miniature" or entry.id in MINIATURES, entry.id
+
+
+@pytest.mark.parametrize("name", lesson_names())
+def test_lessons_cite_what_their_headers_promise(name: str) -> None:
+    for id in read_lesson(name).papers:
+        assert f"lessons/{name}.ipynb" in {notebook for notebook, _ in trace.sections_on(id)}, id
 
 
 def test_lessons_are_found_by_what_they_cite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +91,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["trace"]) == 0
     printed = capsys.readouterr().out
     assert all(f" {name} " in printed for name in ITEMS)
-    assert re.search(rf"Coverage: \d+ of {len(ITEMS)} whole", printed)
+    assert re.search(rf"Coverage: \d+ of {len(ITEMS)} ids whole", printed)
     assert run(["trace", "condinst", "eq-2"]) == 0
     printed = capsys.readouterr().out
     assert r"\frac{1}{N_{pos}}" in printed
@@ -50,6 +114,7 @@ def headings(page: str) -> set[str]:
 
 def test_pages_link_to_what_is_there() -> None:
     pages = {"traceability.md": trace.page(), "errata.md": errata.page(), "tables.md": tables.page()}
+    pages["notation.md"] = notation.page()
     for name, page in pages.items():
         for path, target in re.findall(r"\]\(([\w.]*)#([\w-]+)\)", page):
             if not target.startswith("L"):

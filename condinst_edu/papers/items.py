@@ -10,12 +10,18 @@ from collections.abc import Iterable
 from typing import Any
 
 from condinst_edu.errors import UserError
-from condinst_edu.papers import items_adaptis, items_condinst, items_dr1mask, items_slides
+from condinst_edu.papers import items_adaptis, items_condinst, items_condinst_eccv, items_dr1mask, items_slides
 from condinst_edu.papers.forms import Item
 
 ITEMS: dict[str, Item] = {
     item.id: item
-    for items in (items_condinst.ITEMS, items_dr1mask.ITEMS, items_adaptis.ITEMS, items_slides.ITEMS)
+    for items in (
+        items_condinst.ITEMS,
+        items_condinst_eccv.ITEMS,
+        items_dr1mask.ITEMS,
+        items_adaptis.ITEMS,
+        items_slides.ITEMS,
+    )
     for item in items
 }
 
@@ -50,10 +56,10 @@ def resolve(symbol: str) -> Any:
 
 
 def lost_symbols(items: Iterable[Item]) -> list[str]:
-    """Mapped symbols that cannot be imported, as "id -> symbol"."""
+    """Mapped symbols and naive forms that cannot be imported, as "id -> symbol"."""
     lost = []
     for entry in items:
-        for symbol in entry.symbols:
+        for symbol in (*entry.symbols, *entry.naive):
             try:
                 resolve(symbol)
             except (ImportError, AttributeError):

@@ -1,4 +1,4 @@
-"""What the project answers for in CondInst: the journal version, and what the conference version has otherwise."""
+"""What the project answers for in CondInst, the journal version."""
 
 from condinst_edu.papers.forms import Item
 
@@ -9,6 +9,9 @@ ITEMS = (
         section="2.3",
         formula=r"L_{overall} = L_{fcos} + \lambda L_{mask}",
         symbols=("condinst_edu.condinst.CondInst.losses", "condinst_edu.fcos.fcos_losses"),
+        naive=("condinst_edu.papers.naive_condinst.eq_1", "condinst_edu.papers.naive_fcos.fcos_losses"),
+        tests=("tests/test_condinst.py::test_losses_are_equation_1", "tests/test_fcos.py::test_losses_by_loop"),
+        status="equal",
     ),
     Item(
         id="condinst:eq-2",
@@ -23,6 +26,17 @@ ITEMS = (
             "condinst_edu.layers.losses.dice_loss",
             "condinst_edu.mask_head.DynamicMaskHead.forward",
         ),
+        naive=(
+            "condinst_edu.papers.naive_condinst.eq_2",
+            "condinst_edu.papers.naive_condinst.mask_head",
+            "condinst_edu.papers.naive_condinst.dice",
+        ),
+        tests=(
+            "tests/test_condinst.py::test_mask_loss_by_loop",
+            "tests/test_mask_head.py::test_mask_head_by_loop",
+            "tests/test_layers.py::test_dice_loss_by_loop",
+        ),
+        status="equal",
     ),
     Item(
         id="condinst:locations",
@@ -30,6 +44,12 @@ ITEMS = (
         section="2.2",
         formula=r"(x, y) \mapsto \left(\lfloor s/2 \rfloor + x s,\ \lfloor s/2 \rfloor + y s\right)",
         symbols=("condinst_edu.coordinates.locations",),
+        naive=("condinst_edu.papers.naive_fcos.locations",),
+        tests=(
+            "tests/test_coordinates.py::test_locations_are_the_papers",
+            "tests/test_coordinates.py::test_locations_against_the_official_code",
+        ),
+        status="equal",
     ),
     Item(
         id="condinst:center-region",
@@ -37,6 +57,13 @@ ITEMS = (
         section="2.2",
         formula=r"(c_x - r s,\ c_y - r s,\ c_x + r s,\ c_y + r s)",
         symbols=("condinst_edu.fcos.assign_targets", "condinst_edu.coordinates.mass_centers"),
+        naive=("condinst_edu.papers.naive_fcos.candidates", "condinst_edu.papers.naive_fcos.mass_center"),
+        tests=(
+            "tests/test_fcos.py::test_assign_targets_by_loop",
+            "tests/test_fcos.py::test_center_region_is_cut_with_the_box",
+            "tests/test_coordinates.py::test_mass_centers_by_loop",
+        ),
+        status="equal",
     ),
     Item(
         id="condinst:controller",
@@ -48,36 +75,72 @@ ITEMS = (
             "condinst_edu.mask_head.DynamicMaskHead.num_parameters",
             "condinst_edu.fcos.FCOSHead.top_at",
         ),
+        naive=("condinst_edu.papers.naive_condinst.controller", "condinst_edu.papers.naive_condinst.split_parameters"),
+        tests=(
+            "tests/test_mask_head.py::test_num_parameters",
+            "tests/test_mask_head.py::test_split_parameters_by_loop",
+            "tests/test_mask_head.py::test_split_parameters_order",
+        ),
+        status="equal",
     ),
     Item(
         id="condinst:bottom-branch",
         title="Bottom branch: P3 + P4 + P5, four 3x3 convolutions of 128 channels, then 8 channels",
         section="2.1",
         symbols=("condinst_edu.condinst.BottomBranch",),
+        tests=(
+            "tests/test_condinst.py::test_bottom_branch_by_steps",
+            "tests/test_condinst.py::test_default_bottom_branch_is_the_papers",
+        ),
+        lacks={"naive": "a network's layout, which the test follows step by step"},
     ),
     Item(
         id="condinst:relative-coordinates",
         title="Coordinates with the location that made the filters as the origin",
         section="2.1",
         symbols=("condinst_edu.coordinates.relative_coordinates", "condinst_edu.mask_head.DynamicMaskHead"),
+        naive=("condinst_edu.papers.naive_condinst.relative_coordinates",),
+        tests=(
+            "tests/test_coordinates.py::test_relative_coordinates_by_loop",
+            "tests/test_coordinates.py::test_relative_coordinates_have_the_instance_as_origin",
+        ),
+        status="equal",
     ),
     Item(
         id="condinst:upsampling",
         title="Masks are upsampled bilinearly by 2, from 1/8 to 1/4 of the image",
         section="2.1, 3.4",
         symbols=("condinst_edu.layers.upsample.aligned_upsample", "condinst_edu.layers.upsample.resize_masks"),
+        naive=("condinst_edu.papers.naive_condinst.upsampling",),
+        tests=(
+            "tests/test_layers.py::test_aligned_upsample_by_loop",
+            "tests/test_layers.py::test_aligned_upsample_gradient_by_loop",
+        ),
+        status="equal",
     ),
     Item(
         id="condinst:top-64",
         title="At most 64 positive locations of an image are trained, the best by score",
         section="2.3",
         symbols=("condinst_edu.condinst.sample_locations",),
+        naive=("condinst_edu.papers.naive_condinst.top_64",),
+        tests=("tests/test_condinst.py::test_sample_locations_by_score",),
+        status="equal",
     ),
     Item(
         id="condinst:semantic-loss",
         title="Joint semantic segmentation as an auxiliary task of training",
         section="2.3",
         symbols=("condinst_edu.condinst.SemanticHead", "condinst_edu.condinst.semantic_loss"),
+        naive=(
+            "condinst_edu.papers.naive_condinst.semantic_loss",
+            "condinst_edu.papers.naive_condinst.semantic_labels",
+        ),
+        tests=(
+            "tests/test_condinst.py::test_semantic_loss_by_loop",
+            "tests/test_condinst.py::test_semantic_targets_by_loop",
+        ),
+        status="equal",
     ),
     Item(
         id="condinst:inference",
@@ -88,6 +151,13 @@ ITEMS = (
             "condinst_edu.fcos.keep_best",
             "condinst_edu.condinst.CondInst.detect",
         ),
+        naive=("condinst_edu.papers.naive_fcos.box_nms",),
+        tests=(
+            "tests/test_fcos.py::test_class_nms_by_loop",
+            "tests/test_fcos.py::test_inference_is_its_steps_by_loop",
+            "tests/test_condinst.py::test_masks_are_the_papers",
+        ),
+        status="equal",
     ),
     Item(
         id="condinst:panoptic-branch",
@@ -99,12 +169,24 @@ ITEMS = (
             "condinst_edu.panoptic.stuff_loss",
             "condinst_edu.panoptic.PanopticModel",
         ),
+        naive=("condinst_edu.papers.naive_condinst.panoptic_branch",),
+        tests=(
+            "tests/test_panoptic.py::test_concatenating_branch_by_steps",
+            "tests/test_panoptic.py::test_loss_is_the_mean_over_what_is_labelled",
+        ),
+        status="equal",
     ),
     Item(
         id="condinst:panoptic-fusion",
         title="Fusion: instances from score 0.45 on; one that loses more than 40 % of its area goes",
         section="2.5",
         symbols=("condinst_edu.panoptic.fuse", "condinst_edu.panoptic.PanopticModel"),
+        naive=("condinst_edu.papers.naive_condinst.panoptic_fusion",),
+        tests=(
+            "tests/test_panoptic.py::test_fusion_against_a_loop",
+            "tests/test_panoptic.py::test_thresholds_are_as_the_paper_says",
+        ),
+        status="equal",
     ),
     Item(
         id="condinst:table-1a",
@@ -112,6 +194,13 @@ ITEMS = (
         section="3.2",
         symbols=("condinst_edu.mask_head.DynamicMaskHead",),
         miniature=True,
+        tests=(
+            "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",
+            "tests/test_reproduce.py::test_rows_follow_the_papers_rows",
+            "tests/test_recipes.py::test_every_row_of_tables_1_to_5_is_a_recipe",
+            "tests/test_recipes.py::test_rows_are_what_their_cells_say",
+        ),
+        status="miniature",
     ),
     Item(
         id="condinst:table-1b",
@@ -119,6 +208,13 @@ ITEMS = (
         section="3.2",
         symbols=("condinst_edu.mask_head.DynamicMaskHead",),
         miniature=True,
+        tests=(
+            "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",
+            "tests/test_reproduce.py::test_rows_follow_the_papers_rows",
+            "tests/test_recipes.py::test_every_row_of_tables_1_to_5_is_a_recipe",
+            "tests/test_recipes.py::test_rows_are_what_their_cells_say",
+        ),
+        status="miniature",
     ),
     Item(
         id="condinst:table-2",
@@ -126,6 +222,13 @@ ITEMS = (
         section="3.3",
         symbols=("condinst_edu.condinst.BottomBranch",),
         miniature=True,
+        tests=(
+            "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",
+            "tests/test_reproduce.py::test_rows_follow_the_papers_rows",
+            "tests/test_recipes.py::test_every_row_of_tables_1_to_5_is_a_recipe",
+            "tests/test_recipes.py::test_rows_are_what_their_cells_say",
+        ),
+        status="miniature",
     ),
     Item(
         id="condinst:table-3",
@@ -133,6 +236,15 @@ ITEMS = (
         section="3.3",
         symbols=("condinst_edu.mask_head.DynamicMaskHead", "condinst_edu.coordinates.absolute_coordinates"),
         miniature=True,
+        naive=("condinst_edu.papers.naive_condinst.absolute_coordinates",),
+        tests=(
+            "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",
+            "tests/test_reproduce.py::test_rows_follow_the_papers_rows",
+            "tests/test_recipes.py::test_every_row_of_tables_1_to_5_is_a_recipe",
+            "tests/test_recipes.py::test_rows_are_what_their_cells_say",
+            "tests/test_coordinates.py::test_absolute_coordinates_by_loop",
+        ),
+        status="miniature",
     ),
     Item(
         id="condinst:table-4",
@@ -140,6 +252,13 @@ ITEMS = (
         section="3.4",
         symbols=("condinst_edu.layers.upsample.aligned_upsample",),
         miniature=True,
+        tests=(
+            "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",
+            "tests/test_reproduce.py::test_rows_follow_the_papers_rows",
+            "tests/test_recipes.py::test_every_row_of_tables_1_to_5_is_a_recipe",
+            "tests/test_recipes.py::test_rows_are_what_their_cells_say",
+        ),
+        status="miniature",
     ),
     Item(
         id="condinst:table-5",
@@ -147,95 +266,58 @@ ITEMS = (
         section="3.5",
         symbols=("condinst_edu.condinst.mask_nms",),
         miniature=True,
+        naive=("condinst_edu.papers.naive_condinst.mask_nms",),
+        tests=(
+            "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",
+            "tests/test_reproduce.py::test_rows_follow_the_papers_rows",
+            "tests/test_recipes.py::test_every_row_of_tables_1_to_5_is_a_recipe",
+            "tests/test_recipes.py::test_rows_are_what_their_cells_say",
+            "tests/test_condinst.py::test_mask_nms_by_loop",
+        ),
+        status="miniature",
     ),
     Item(
         id="condinst:table-6",
         title="Comparison on COCO: backbones, schedules, semantic task",
         section="3.6",
         symbols=("condinst_edu.recipes.coco.coco", "condinst_edu.layers.bifpn.BiFPN"),
+        tests=(
+            "tests/test_recipes.py::test_recipe_is_what_its_row_says",
+            "tests/test_recipes.py::test_every_full_size_recipe_has_its_figures",
+        ),
+        status="recipe",
     ),
     Item(
         id="condinst:table-7",
         title="Real-time models: DLA-34, shared towers",
         section="3.7",
         symbols=("condinst_edu.recipes.coco.real_time",),
+        tests=(
+            "tests/test_recipes.py::test_recipe_is_what_its_row_says",
+            "tests/test_recipes.py::test_every_full_size_recipe_has_its_figures",
+        ),
+        status="recipe",
     ),
     Item(
         id="condinst:table-8",
         title="Cityscapes",
         section="3.8",
         symbols=("condinst_edu.recipes.cityscapes.cityscapes",),
+        tests=(
+            "tests/test_recipes.py::test_cityscapes_follow_section_3_8",
+            "tests/test_recipes.py::test_every_full_size_recipe_has_its_figures",
+        ),
+        status="recipe",
     ),
     Item(
         id="condinst:table-9",
         title="Panoptic segmentation on COCO",
         section="3.9",
         symbols=("condinst_edu.recipes.panoptic.coco_panoptic", "condinst_edu.panoptic_models.panoptic_condinst"),
-    ),
-    Item(
-        id="condinst-eccv:mask-branch",
-        title="The mask branch reads P3 alone",
-        section="2.1",
-        symbols=("condinst_edu.condinst.BottomBranch",),
-    ),
-    Item(
-        id="condinst-eccv:upsampling",
-        title="Masks are upsampled by 4: targets at half the image's resolution",
-        section="2.1, 2.3",
-        symbols=("condinst_edu.layers.upsample.aligned_upsample", "condinst_edu.condinst.sampled_masks"),
-    ),
-    Item(
-        id="condinst-eccv:random-500",
-        title="Up to 500 positive locations per GPU, chosen at random (as the journal version tells)",
-        section="2.3 of the journal version",
-        symbols=("condinst_edu.condinst.sample_locations",),
-    ),
-    Item(
-        id="condinst-eccv:table-1",
-        title="Architecture of the mask head: 1a depth, 1b width",
-        section="3.2",
-        symbols=("condinst_edu.mask_head.DynamicMaskHead",),
-    ),
-    Item(
-        id="condinst-eccv:table-1a",
-        title="Depth of the mask head",
-        section="3.2",
-        symbols=("condinst_edu.mask_head.DynamicMaskHead",),
-    ),
-    Item(
-        id="condinst-eccv:table-1b",
-        title="Width of the mask head",
-        section="3.2",
-        symbols=("condinst_edu.mask_head.DynamicMaskHead",),
-    ),
-    Item(
-        id="condinst-eccv:table-2",
-        title="Channels of the mask branch",
-        section="3.3",
-        symbols=("condinst_edu.condinst.BottomBranch",),
-    ),
-    Item(
-        id="condinst-eccv:table-3",
-        title="No, relative or absolute coordinates; coordinates alone",
-        section="3.3",
-        symbols=("condinst_edu.mask_head.DynamicMaskHead", "condinst_edu.coordinates.absolute_coordinates"),
-    ),
-    Item(
-        id="condinst-eccv:table-4",
-        title="Upsampling factor of the masks",
-        section="3.4",
-        symbols=("condinst_edu.layers.upsample.aligned_upsample",),
-    ),
-    Item(
-        id="condinst-eccv:table-5",
-        title="NMS by boxes or by masks",
-        section="3.5",
-        symbols=("condinst_edu.condinst.mask_nms",),
-    ),
-    Item(
-        id="condinst-eccv:table-6",
-        title="Comparison on COCO",
-        section="3.6",
-        symbols=("condinst_edu.recipes.coco.coco_condinst_eccv_r50_1x",),
+        tests=(
+            "tests/test_panoptic_engine.py::test_full_size_model_is_that_of_the_paper",
+            "tests/test_recipes.py::test_every_full_size_recipe_has_its_figures",
+        ),
+        status="recipe",
     ),
 )

@@ -19,7 +19,9 @@ from rich.table import Table as Screen
 import condinst_edu
 from condinst_edu.papers import ERRATA, ITEMS, TABLES, Item, item
 from condinst_edu.papers.forms import PARTS, STATUS, Part, Table, anchor, cell_text
-from condinst_edu.papers.items import resolve
+from condinst_edu.papers.items import lost_symbols, resolve
+from condinst_edu.papers.miniatures import MINIATURES
+from condinst_edu.papers.notation import symbols_of
 from condinst_edu.papers.tables import markdown
 
 ROOT = Path(condinst_edu.__file__).parents[1]  # the checkout: the package is installed in place
@@ -45,6 +47,7 @@ class Place(NamedTuple):
 # ------------------------------------------------------------------------------------------------------ where it stands
 
 
+@cache
 def place(symbol: str) -> Place:
     """File and line of a dotted name. Errors: ImportError or AttributeError where it is gone or renamed."""
     found = code_of(symbol)
@@ -82,16 +85,24 @@ def place_of_test(test: str) -> Place | None:
 
 def sections_on(name: str) -> list[tuple[str, str]]:
     """Where lessons cite an id, in their words or their code: (notebook, heading of the section)."""
-    cited = re.compile(rf"(?<![\w.:-]){re.escape(name)}(?![\w:-]|\.\w)")
-    found = []
-    for path in sorted((ROOT / "lessons" / "src").glob("[0-9]*.py")):
+    return citations(ROOT / "lessons" / "src").get(name, [])
+
+
+@cache
+def citations(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """All that lessons cite: {id: [(notebook, heading of the section), ...]}."""
+    cited = re.compile(rf"(?<![\w.:-])(?:{'|'.join(PAPERS)}):[\w.-]*\w(?!:)")
+    found: dict[str, list[tuple[str, str]]] = {}
+    for path in sorted(folder.glob("[0-9]*.py")):
         heading = ""  # of nothing yet: the header lists ids too
         for line in path.read_text().splitlines():
             if match := re.match(r"# ##+ (.+)", line):
                 heading = match[1]
-            if heading and cited.search(line):
-                found.append((f"lessons/{path.stem}.ipynb", heading))
-    return list(dict.fromkeys(found))
+            for name in cited.findall(line) if heading else ():
+                place = (f"lessons/{path.stem}.ipynb", heading)
+                if place not in found.setdefault(name, []):
+                    found[name].append(place)
+    return found
 
 
 def missing(entry: Item) -> list[Part]:
@@ -99,15 +110,21 @@ def missing(entry: Item) -> list[Part]:
     parts: dict[Part, bool] = {
         "code": bool(entry.symbols),
         "naive": bool(entry.naive) or entry.is_table,
-        "tests": bool(entry.tests) and all(map(place_of_test, entry.tests)),
+        "tests": bool(entry.tests),
         "lesson": bool(sections_on(entry.id)),
     }
     return [part for part in PARTS if not parts[part]]
 
 
-def unexplained(entry: Item) -> list[Part]:
-    """The parts that an id has not, and for which no reason is stated."""
-    return [part for part in missing(entry) if part not in entry.lacks]
+def faults() -> list[str]:
+    """What is wrong with the traceability of all ids, in words; nothing, if all is well."""
+    found = [f"{lost} is gone" for lost in lost_symbols(ITEMS.values())]
+    for entry in ITEMS.values():
+        parts = missing(entry)
+        found += [f"{entry.id} -> {test} is gone" for test in entry.tests if place_of_test(test) is None]
+        found += [f"{entry.id} has no {part}, and no reason is stated" for part in parts if part not in entry.lacks]
+        found += [f"{entry.id} states why it has no {part}, and has one" for part in entry.lacks if part not in parts]
+    return found
 
 
 def by_paper() -> dict[str, list[Item]]:
@@ -122,8 +139,8 @@ def coverage(entries: list[Item]) -> str:
     """How many of these ids have each part, and how many have all of them or a reason, in words."""
     lost = [missing(entry) for entry in entries]
     counts = [f"{part} {len(entries) - sum(part in parts for parts in lost)}" for part in PARTS]
-    covered = sum(not unexplained(entry) for entry in entries)
-    return f"{covered} of {len(entries)} whole or with a stated reason ({', '.join(counts)})"
+    covered = sum(set(parts) <= set(entry.lacks) for entry, parts in zip(entries, lost, strict=True))
+    return f"{covered} of {len(entries)} ids whole or with a stated reason ({', '.join(counts)})"
 
 
 # ------------------------------------------------------------------------------------------------------ on the terminal
@@ -132,26 +149,27 @@ def coverage(entries: list[Item]) -> str:
 def show_trace(console: Console | None = None) -> None:
     """All ids with their status and what they have, and the coverage of each paper."""
     console = console or Console()
-    screen = Screen("", "what", "status", *PARTS)
-    screen.columns[0].no_wrap = True
-    for paper, entries in by_paper().items():
+    screen = Screen("", "what", "status", "has")
+    for k in (0, 2, 3):
+        screen.columns[k].no_wrap = True
+    for entries in by_paper().values():
         for entry in entries:
             lost = missing(entry)
             marks = ["✓" if part not in lost else "–" if part in entry.lacks else "✗" for part in PARTS]
-            if entry.is_table:
-                marks[PARTS.index("naive")] = ""
-            screen.add_row(entry.id, escape(entry.title), entry.status, *marks)
-        screen.add_row(f"[bold]{paper}[/]", f"[bold]{coverage(entries)}[/]", end_section=True)
+            if entry.is_table and not entry.naive:
+                marks[PARTS.index("naive")] = " "
+            screen.add_row(entry.id, escape(entry.title), entry.status, " ".join(marks))
+        screen.add_section()
     console.print(screen)
-    console.print("✓ there, – not there, and the id's entry says why, ✗ missing. Tables have no naive form.")
-    console.print(f"Coverage: {coverage(list(ITEMS.values()))}.", highlight=False)
+    console.print(f"has: {', '.join(PARTS)}. ✓ there, – not there, for a reason that the id's entry states, ✗ missing.")
+    for paper, entries in by_paper().items():
+        console.print(f"  {paper}: {coverage(entries)}", highlight=False, soft_wrap=True)
+    console.print(f"Coverage: {coverage(list(ITEMS.values()))}.", highlight=False, soft_wrap=True)
     console.print("One of them in full: condinst-edu trace condinst:eq-2")
 
 
 def show_item(name: str, console: Console | None = None) -> None:
     """One id in full: formula, code, naive form, tests, lessons, table, errata. Errors: UserError as `item`."""
-    from condinst_edu.papers.reproduce import MINIATURES  # here: the list of all ids does without torch
-
     console = console or Console()
     entry = item(name)
 
@@ -161,6 +179,8 @@ def show_item(name: str, console: Console | None = None) -> None:
     console.print(f"[bold]{entry.id}[/]  {escape(entry.title)} ({section(entry)})", highlight=False)
     if entry.formula:
         line(entry.formula)
+    for s in symbols_of(entry.id):
+        line(f"  {s.latex}: {s.meaning}{f'; {s.shape}' if s.shape else ''}; in the code {s.code}")
     line(f"  status: {entry.status}: {STATUS[entry.status]}")
     for symbol in entry.symbols:
         line(f"  code: {symbol}  {place(symbol)}")
@@ -244,6 +264,10 @@ def item_lines(entry: Item, link: Link) -> list[str]:
     lines = [f"### {entry.id}", "", f"{entry.title} ({section(entry)}).", ""]
     if entry.formula:
         lines += ["$$", entry.formula, "$$", ""]
+    lines += [
+        f"- ${s.latex}$: {s.meaning}{f'; {s.shape}' if s.shape else ''}; in the code `{s.code}`"
+        for s in symbols_of(entry.id)
+    ]
     lines += [f"- status: {entry.status}"]
     lines += [f"- code: {linked(symbol, place(symbol))}" for symbol in entry.symbols]
     lines += [f"- naive form: {linked(symbol, place(symbol))}" for symbol in entry.naive]
@@ -255,6 +279,7 @@ def item_lines(entry: Item, link: Link) -> list[str]:
         for erratum in ERRATA.values()
         if entry.id in erratum.items
     ]
+    lines += [f"- in miniature: `condinst-edu reproduce {entry.id}`"] if entry.id in MINIATURES else []
     for symbol in entry.naive:
         lines += ["", "```python", source(symbol).rstrip(), "```"]
     if entry.id in TABLES:

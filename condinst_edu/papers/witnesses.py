@@ -65,6 +65,78 @@ def identical_rows() -> bool:
     return [[row[name] for name in ("PQ", "PQ thing", "PQ stuff")] for row in rows] == [[43.6, 48.9, 35.6]] * 2
 
 
+def panoptic_fcn_is_no_panoptic_fpn() -> bool:
+    """With equal backbones CondInst is 0.6 to 0.7 PQ ahead of Panoptic-FCN and Unifying, and behind both in stuff."""
+    table = TABLES["condinst:table-9"]
+    pairs = (("Panoptic-FCN", "R-101-FPN"), ("Panoptic-FCN", "DCN-101-FPN"), ("Unifying", "DCN-101-FPN"))
+    ahead = [
+        [
+            round(
+                table.value(name, method="CondInst", backbone=backbone)
+                - table.value(name, method=m, backbone=backbone),
+                1,
+            )
+            for m, backbone in pairs
+        ]
+        for name in ("PQ", "PQ stuff")
+    ]
+    return ahead == [[0.6, 0.7, 0.6], [-3.2, -2.0, -1.9]]
+
+
+def mask_without_a_class_axis() -> bool:
+    """A mask head gives one map of an instance; a target with an axis for C classes has C times as many numbers."""
+    import torch  # here: the list of all ids does without torch
+
+    from condinst_edu.mask_head import DynamicMaskHead
+
+    head, count, size, classes = DynamicMaskHead(), 3, (5, 7), 80
+    features, theta = torch.zeros(8, *size), torch.zeros(count, head.num_parameters)
+    logits = head(features, theta, torch.zeros(count, 2), torch.ones(count), stride=8)
+    return logits.shape == (count, *size) and torch.zeros(*size, classes).numel() == classes * logits[0].numel()
+
+
+def concatenation_is_no_sum() -> bool:
+    """Concatenation and a 1x1 convolution are linear in the pyramid; Panoptic-FPN's sum, behind norms, is not."""
+    import torch
+
+    from condinst_edu.panoptic import SemanticBranch
+
+    torch.manual_seed(0)
+    pyramid = [torch.randn(1, 32, 16 >> level, 24 >> level) for level in range(4)]
+    linear = []
+    for branch in (SemanticBranch(32, 5), SemanticBranch(32, 5, form="sum", channels=32)):
+        zero, once, twice = (branch([k * x for x in pyramid]) for k in (0, 1, 2))
+        linear.append(torch.allclose(twice - zero, 2 * (once - zero), atol=1e-4))
+    return linear == [True, False]
+
+
+def controller_reads_the_box_tower() -> bool:
+    """Other weights in the class tower leave theta as it is, other weights in the box tower do not."""
+    import torch
+
+    from condinst_edu.fcos import FCOSHead
+
+    torch.manual_seed(0)
+    head, x = FCOSHead(16, 3, (8,), top_channels=169, tower_convs=1), [torch.randn(1, 16, 4, 6)]
+
+    moved = []
+    for tower in (head.class_tower, head.box_tower):
+        before = head(x).tower  # what the controller reads
+        with torch.no_grad():
+            for parameter in tower.parameters():
+                parameter.add_(0.1)
+        moved.append(not torch.equal(before, head(x).tower))
+    return moved == [False, True]
+
+
+def levels_are_refined_before_the_sum() -> bool:
+    """FPN's levels have 256 channels; ours, as the official branch, go to 128 by a convolution each before the sum."""
+    from condinst_edu.condinst import BottomBranch
+
+    first = [next(block.parameters()) for block in BottomBranch().refine]
+    return [tuple(weight.shape) for weight in first] == [(128, 256, 3, 3)] * 3
+
+
 def faster_and_better_than_blendmask() -> bool:
     """With both backbones the time is 5 to 6 % less, not 10 %, and the gain is 0.2 AP, not 1."""
     table = TABLES["dr1mask:table-8"]
@@ -77,6 +149,25 @@ def faster_and_better_than_blendmask() -> bool:
         saved.append(round(100 * (1 - time[0] / time[1])))
         gained.append(round(ap[0] - ap[1], 1))
     return saved == [5, 5] and gained == [0.2, 0.2]
+
+
+def aligned_beside_128() -> bool:
+    """In stuff, aligned upsampling is ahead of padding to 32 by 1.1, and behind padding to 128 by 0.1."""
+    table = TABLES["dr1mask:table-5"]
+    aligned = table.value("PQ stuff", divisibility="4 w/ aligned")
+    return [round(aligned - table.value("PQ stuff", divisibility=n), 1) for n in (32, 128)] == [1.1, -0.1]
+
+
+def stride_of_the_last_step() -> bool:
+    """DR1Basis without its last upsampling gives a map of P3's size; P3 has stride 8, twice the output's 4."""
+    import torch
+
+    from condinst_edu.dr1mask import DR1Basis
+
+    basis = DR1Basis(6, width=4, levels=3)
+    pyramid = [torch.zeros(1, 6, 8 >> level, 12 >> level) for level in range(3)]
+    sizes = [tuple(x.shape[2:]) for x in (basis(pyramid, []), basis(pyramid, [], (16, 24)))]
+    return sizes == [(8, 12), (16, 24)] and 2**3 == 2 * 4
 
 
 def best_among_all() -> bool:
@@ -175,6 +266,45 @@ def test_dev_tables_swapped() -> bool:
     ours = {row[0] for row in TABLES["adaptis:table-6"].rows}
     team = {row[0] for row in TABLES["adaptis:table-4"].rows}
     return ours <= coco and team - coco == {"liuxu", "jie.li"}
+
+
+def average_and_sum_agree() -> bool:
+    """Dividing the sums of all classes by the mask's area leaves the largest one the largest."""
+    import torch
+
+    from condinst_edu.papers.naive_adaptis import class_of_mask
+
+    random = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(5, 6, 9, generator=random).softmax(dim=0)
+    masks = torch.rand(20, 6, 9, generator=random) < 0.3
+    return all(class_of_mask(probabilities, mask) == int(probabilities[:, mask].mean(dim=1).argmax()) for mask in masks)
+
+
+def backbones_of_the_tables() -> bool:
+    """Tables 3 and 5 have AdaptIS with ResNet-50 and ResNet-101 beside ResNeXt-101."""
+    rows = [TABLES[id].find(method="AdaptIS") for id in ("adaptis:table-3", "adaptis:table-5")]
+    return [[row["backbone"] for row in found] for found in rows] == [["ResNet-50", "ResNet-101", "ResNeXt-101"]] * 2
+
+
+def radius_of_the_toy_problem() -> bool:
+    """With R = 280 no coordinate on 96 pixels is beyond 0.34, and none is clipped; our toy model has the code's 42."""
+    from condinst_edu.adaptis import InstanceHead
+    from condinst_edu.recipes.adaptis import cityscapes_adaptis_r50
+
+    toy, photographs = InstanceHead(8).radius, cityscapes_adaptis_r50().model_args["head"]["radius"]
+    return round(95 / 280, 2) == 0.34 and (toy, photographs) == (42, 280)
+
+
+def colours_of_the_cells() -> bool:
+    """Pixels inside our cells, away from their borders, are more red than blue."""
+    import numpy as np
+
+    from condinst_edu.datasets.bacteria import generate
+
+    drawn = generate(0, seed=0)
+    inside = np.stack([mask & np.roll(mask, 2, 0) & np.roll(mask, -2, 0) for mask in drawn.masks]).any(axis=0)
+    red, _, blue = drawn.image[inside].mean(axis=0)
+    return bool(red > blue)
 
 
 def weights_and_gradients_of_nfl() -> bool:

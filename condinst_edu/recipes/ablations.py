@@ -11,7 +11,7 @@ from condinst_edu.engine.recipe import Recipe, override_model
 from condinst_edu.errors import UserError
 from condinst_edu.papers import TABLES
 from condinst_edu.papers.forms import Table
-from condinst_edu.papers.reproduce import MINIATURES, Row
+from condinst_edu.papers.miniatures import MINIATURES, Row
 from condinst_edu.recipes.coco import coco_condinst_r50_1x
 
 
@@ -30,9 +30,9 @@ def ablations() -> dict[str, Ablation]:
     """All rows by name, such as condinst:table-1a:depth-2."""
     return {
         f"{table_id}:{row_name(TABLES[table_id], i)}": Ablation(TABLES[table_id], i, row)
-        for table_id, rows in MINIATURES.items()
+        for table_id, miniature in MINIATURES.items()
         if table_id.startswith("condinst:")
-        for i, row in enumerate(rows)
+        for i, row in enumerate(miniature.rows)
     }
 
 

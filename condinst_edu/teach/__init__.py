@@ -11,6 +11,7 @@ from condinst_edu.teach.interactive import Segment, Targets, look, redraw, segme
 from condinst_edu.teach.stored import strip_widgets
 
 if TYPE_CHECKING:
+    from condinst_edu.teach.equations import show_equation
     from condinst_edu.teach.segment_pictures import show_segment
     from condinst_edu.teach.widgets import click_to_segment, explore_blend, explore_targets
 
@@ -32,6 +33,7 @@ __all__ = [
     "same_as",
     "segment_at",
     "should_fail",
+    "show_equation",
     "show_segment",
     "strip_widgets",
     "targets_of",
@@ -39,8 +41,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What draws or needs a browser is imported on first use: matplotlib and the widgets cost half a second."""
+    """What draws, needs a browser or the terminal is imported on first use: it costs half a second."""
     modules = {
+        "show_equation": "equations",
         "show_segment": "segment_pictures",
         "click_to_segment": "widgets",
         "explore_blend": "widgets",

@@ -251,7 +251,7 @@ def targets_of(
     target: boxes (M, 4) xyxy, labels (M,) from 1, and masks for center "mass"; strides: of the levels; ranges: upper
     ends, in pixels, of all levels' ranges but the last; radius: of the centre region, in strides, 0 for the whole box.
     Errors: ValueError unless strides and ranges rise and there is one range less than strides.
-    Source: condinst:center-region.
+    Source: condinst:center-region, slides:fcos-ambiguity, slides:fcos-recall.
     """
     for name, values in (("strides", strides), ("ranges", ranges)):
         if any(not a < b for a, b in itertools.pairwise((0, *values))):

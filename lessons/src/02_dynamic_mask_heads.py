@@ -317,8 +317,15 @@ for name, other in models.items():
 # $$L_{dice}(p, t) = 1 - \frac{2 \sum_i p_i t_i}{\sum_i p_i^2 + \sum_i t_i^2 + \epsilon}, \qquad
 # L_{mask} = \frac{1}{N_{pos}} \sum_{x,y} \mathbb{1}_{\{c^*_{x,y} > 0\}}\ L_{dice}(\text{mask}_{x,y}, M^*_{x,y})$$
 #
-# with $c^*_{x,y}$ the location's class (0: background, lesson 1) and $M^*_{x,y}$ the true mask of its object.
-#
+# with $c^*_{x,y}$ the location's class (0: background, lesson 1) and $M^*_{x,y}$ the true mask of its object. The
+# paper's formula, beside the library's dice loss:
+
+# %%
+from condinst_edu.teach import show_equation
+
+show_equation("condinst:eq-2", "dice_loss")
+
+# %% [markdown]
 # A mask covers few of the image's pixels. Which share of the gradient falls on the object's pixels, if all scores are
 # 0.5, as at the beginning of training? We take the smallest object of the image.
 
@@ -401,6 +408,7 @@ pic.show_curves(means, "step of gradient descent", "IoU, mean of all starts")
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
+# late: show the curves, leave out the shares of the gradient (saves 4)
 # Ask for the loss of an empty mask: dice gives 1 whatever the size, a mean over pixels gives next to nothing
 # for a small object. Point out that this is one fit on one object with one learning rate, a demonstration and
 # no proof; let students change the object (`max` for `min`) or the number of steps. Dice summed over all masks at
@@ -441,6 +449,7 @@ pic.show_panels(panels, columns=5)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
+# late: one panel: the ReLU behind the last layer (saves 6)
 # Let students guess AP before each panel. Discuss which mistakes a shape check would find (none of these).
 
 # %% [markdown]
@@ -474,6 +483,7 @@ for part in (heads.mask_head, heads.mask_predictor):
 
 # %% [markdown] tags=["instructor"]
 # minutes: 6
+# late: skip, and leave depth 1 as a question for home (saves 6)
 # Why is depth 1 bad? Write it out: a weighted sum of x, y and features, then a threshold. Ask for the smallest
 # network that can draw a closed shape from x and y alone.
 

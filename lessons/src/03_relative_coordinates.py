@@ -298,7 +298,8 @@ pic.show_panels(panels, columns=3)
 # The head's logits have stride $s$; masks need pixels (`condinst:upsampling`). A cell's number belongs to pixel
 # $s i + \lfloor s/2 \rfloor$, so pixel $k$ has to read the map at $(k - \lfloor s/2 \rfloor) / s$. `aligned_upsample` by a
 # factor $f$ reads at $(k - \lfloor f/2 \rfloor) / f$: with $f = s$ that is it. PyTorch's default for bilinear
-# interpolation, half-pixel centres, reads at $(k + \frac{1}{2}) / f - \frac{1}{2}$ instead.
+# interpolation, half-pixel centres, reads at $(k + \frac{1}{2}) / f - \frac{1}{2}$ instead; DR1Mask, whose cells stand
+# for other pixels, at $k / f$ (`dr1mask:aligned-upsampling`, lesson 6).
 #
 # To see what that does, we take "logits" that are right by construction (the distance to a disc's outline, at the
 # cells' own pixels, stride 8), upsample them by 8 in five ways, and measure how far the mask's mass centre is off.
@@ -364,6 +365,7 @@ for way, values in rows.items():
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
+# late: show the one picture; the proof is in the notebook (saves 5)
 # Work through one row of cells on the board (stride 4, pixels 2, 6, 10, ...). Misconception: "aligned means exact". It
 # means: the same in training and inference, and exact where it ends at the pixels. With stride 8 and factor 2,
 # half-pixel upsampling keeps cells on their pixels, and the official one moves them by 2; nobody notices, as the
@@ -404,6 +406,7 @@ pic.show_panels(panels, columns=4)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
+# late: skip (saves 8)
 # Let the class match panels and names before reading on. The bottom branch upsamples too: `deviate` with
 # "upsample-from-corner" and `score_tiny` show that a coarse level which arrives half a cell late costs hardly any AP,
 # because the finest level still has the edges. Bugs of this size survive reviews; only a measurement in pixels finds
@@ -445,8 +448,8 @@ for name, reads in READS.items():
 # experiment.) *Relative alone* is level with *features alone* in the paper and far behind here: our rings come out
 # filled (first picture). One seed: differences of a point or two may be chance.
 #
-# `condinst:table-4`, the factor by which logits are upsampled before the sigmoid. The tiny bottom branch is one level
-# finer than the paper's, so the resolutions differ:
+# `condinst:table-4`, the factor by which logits are upsampled before the sigmoid (4 in the conference version,
+# `condinst-eccv:upsampling`). The tiny bottom branch is one level finer than the paper's, so the resolutions differ:
 
 # %% tags=["demo"]
 scores |= {name: score_tiny(name)["mask"] for name in ("condinst-factor1", "condinst-factor4")}
@@ -465,6 +468,7 @@ for name, factor in rows:
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
+# late: read out the last row of Table 3 and go on (saves 6)
 # What would make the miniature a proof? More seeds, images of several sizes in training, and error bars.
 # `condinst-edu reproduce condinst:table-3 --seeds 3` does the first.
 

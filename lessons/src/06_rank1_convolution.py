@@ -99,7 +99,7 @@ for channels in (4, 8, 32, 64):
 # %%
 from condinst_edu.dr1mask import DR1Conv2d, dr1conv, rank1_weight
 from condinst_edu.papers import naive_dr1mask as naive
-from condinst_edu.teach import check, deviate, same_as
+from condinst_edu.teach import check, deviate, same_as, show_equation
 
 random = torch.Generator().manual_seed(0)
 W, a, b, x = (torch.randn(*s, generator=random) for s in ((5, 3), (3,), (5,), (3,)))
@@ -127,6 +127,7 @@ with torch.no_grad():
         same_as(conv(X, A, B)[0], naive.eq_4(weight, X[0], A[0], B[0]), name=f"Eq. 4 in loops, {kernel}x{kernel}")
         if kernel == 1:
             same_as(conv(X, A, B)[0], naive.eq_2(weight[:, :, 0, 0], X[0], A[0], B[0]), name="Eq. 2 in loops")
+show_equation("dr1mask:eq-4")
 
 # %% [markdown]
 # **What Eq. 3 as printed would compute.** The paper writes the general kernel out as a sum (`dr1mask:eq-3`)
@@ -214,7 +215,7 @@ for name, seconds in times.items():
 # ## Look inside: DR1Basis, an inverted pyramid
 #
 # The top layer (`dr1mask:eq-5`) reads the box tower at every level $l$ and gives $C_l = [A_l, B_l]$ for all cells, and
-# an embedding for each instance. From the coarsest level down, each step merges the pyramid's $P_l$ with what came from
+# an embedding for each instance (`dr1mask:table-3` tries other places to read). From the coarsest level down, each step merges the pyramid's $P_l$ with what came from
 # above, steered by $A_l$ and $B_l$ (`dr1mask:eq-6`):
 #
 # $$F_l = \mathrm{DR1Conv}_{A_l, B_l}\big(\mathrm{Conv}_{3 \times 3}(P_l) + \uparrow_2(F_{l+1})\big).$$
@@ -349,6 +350,7 @@ show_factored(image, instances[:3], class_names)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
+# late: skip where lesson 5 was given, which has it (saves 8)
 # The paper's "784 to 16" counts s alone. Let the class find what else the embedding carries (t: D K numbers).
 
 # %% [markdown]
@@ -393,6 +395,7 @@ with torch.no_grad():
 
 # %% [markdown] tags=["instructor"]
 # minutes: 6
+# late: say what came out, and go on (saves 4)
 # Let the class explain the two groups before reading on. What would have to change for the factors to matter? Larger
 # images and objects, more classes that look alike, stuff: the paper's gains in Table 2 are larger than in Table 1.
 

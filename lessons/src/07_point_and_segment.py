@@ -57,9 +57,9 @@ print(f"the image: {1e3 * slow:.0f} ms, once; a point: {1e3 * fast:.1f} ms")
 # %% [markdown]
 # ## The problem
 #
-# Detectors tell objects apart by boxes. These cells are long, lie at any angle and cross, so their boxes say little.
-# How little? Give a detector *perfect* boxes: those of the truth, each with score 1. Then let NMS do its usual work,
-# and look at what is inside the boxes.
+# Detectors tell objects apart by boxes. The cells of the paper's toy problem (`adaptis:toy-data`) are long, lie at any
+# angle and cross, so their boxes say little. How little? Give a detector *perfect* boxes: those of the truth, each with
+# score 1. Then let NMS do its usual work, and look at what is inside the boxes.
 
 # %% tags=["demo"]
 from torchvision.ops import box_iou, nms
@@ -354,6 +354,7 @@ figure
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
+# late: one click in the widget in place of the figures (saves 5)
 # The map of IoUs is the best picture for "why a proposal branch". Compare with centre-ness (lesson 1): also a second
 # opinion on which locations to trust, learned from geometry there, from the network's own success here.
 
@@ -365,8 +366,9 @@ figure
 # among the unknown ones, draw $C_i$, cut at $T$: $M_i = C_i > T$. **If less than half of $M_i$ is segmented already, keep
 # it.** In the end each pixel goes to $R(x, y) = \arg\max_i C_i(x, y)$.
 #
-# On toy data (`adaptis:toy-protocol`) each step tries 7 random points and takes the surest mask. As the paper's
-# figure 5; unknown is grey, white is stuff:
+# On toy data (`adaptis:toy-protocol`) each step tries 7 random points and takes the surest mask. There is one class; on
+# photographs a mask is of the class with the largest sum of probabilities over its pixels (`adaptis:class-of-mask`). As
+# the paper's figure 5; unknown is grey, white is stuff:
 
 # %% tags=["demo"]
 found = seen.aggregate(torch.Generator().manual_seed(0))
@@ -385,7 +387,8 @@ show_steps(image, found, chosen, seen.stuff)
 # %% [markdown]
 # ## Does it learn?
 #
-# Average precision at four IoU thresholds, as in the paper's Table 1, on 12 held-out images, now:
+# Each step of training asks for a few points of every image: an object at random, then one of its pixels, so that small
+# objects count as much as large ones (`adaptis:point-sampling`). Average precision at four IoU thresholds, as in the paper's Table 1, on 12 held-out images, now:
 
 # %% tags=["demo"]
 from condinst_edu.adaptis import AdaptIS
@@ -462,6 +465,7 @@ pic.show_panels(panels, columns=3)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 6
+# late: show the table, not the images (saves 3)
 # "Correct" is IoU above 0.5 here; the paper does not say what it counts. Convolutions do not mind the size of an image,
 # and Relative CoordConv is clipped at R. Which part of the network does mind? (Instance normalisation: its statistics
 # are of the whole map.) The official code cuts masks at a radius in its dense examples, but normalises over the whole map.
@@ -506,14 +510,13 @@ pic.show_panels(panels, columns=4)
 # the toy problem (`condinst-edu reproduce adaptis:table-7 --budget 60m`); two more rows are not in the paper.
 
 # %% tags=["demo"]
-from condinst_edu.papers.reproduce_toy import TOY_TABLES
+from condinst_edu.papers.miniatures import MINIATURES, printed
 
-rows = table("adaptis:table-7")
-for i, settings in TOY_TABLES["adaptis:table-7"]:
-    paper = rows.row(i) if i is not None else None
+for i, row in enumerate(MINIATURES["adaptis:table-7"].rows):
+    paper = printed("adaptis:table-7", i)
     name = f"{paper['loss']}, coordinates: {paper['relative CoordConv']}" if paper else "not in the paper"
     pq = f"PQ {paper['PQ']:.1f}, things {paper['PQ thing']:.1f}" if paper else ""
-    print(f"{name:26} {pq:24} ours: --set {' '.join(settings) or '(the recipe itself)'}")
+    print(f"{name:26} {pq:24} ours: --set {' '.join(row.train) or '(the recipe itself)'}")
 
 # %% [markdown]
 # Without coordinates the paper loses 5 points of PQ, nearly all of it on things. Losses differ less: NFL is 0.3 ahead of

@@ -231,6 +231,7 @@ for k, (iou, tp, fp, fn) in sorted(rows.items()):
 
 # %% [markdown] tags=["instructor"]
 # minutes: 12
+# late: state that matches are unique; the proof is in the notebook (saves 4)
 # Let somebody prove uniqueness at the board. Then: why is FP + FN counted by half? RQ is the F1 score. What does a
 # model gain that says nothing (void) where it is unsure? It avoids FP, and pays FN.
 
@@ -333,6 +334,7 @@ show_panoptic(panels, class_names)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 5
+# late: use the sliders of `make play` for one minute instead (saves 4)
 # The differences are small where instances are good: NMS has already removed most duplicates. Rules matter for a poor
 # model.
 
@@ -358,6 +360,7 @@ for route, row in quality.items():
 
 # %% [markdown] tags=["instructor"]
 # minutes: 3
+# late: skip (saves 3)
 # The shapes have four classes of stuff that differ in colour. Ask what makes COCO's stuff hard.
 
 # %% [markdown]
@@ -526,8 +529,8 @@ for entry in papers.ERRATA.values():
 # - Fusion gives each pixel one owner: sure instances first, stuff last.
 # - PQ = SQ x RQ. A match above one half is unique, so there is nothing to assign.
 #
-# The other two routes in full: lesson 6 (DR1Mask) and lesson 7 (AdaptIS). [Lesson 10](10_scaling_up.ipynb) goes from a
-# laptop to COCO. To train and score, in a terminal:
+# The other two routes in full: lesson 6 (DR1Mask) and lesson 7 (AdaptIS, whose figures on streets are in
+# `adaptis:table-2`). [Lesson 10](10_scaling_up.ipynb) goes from a laptop to COCO. To train and score, in a terminal:
 #
 # ```
 # condinst-edu train shapes-panoptic-condinst --out runs/panoptic

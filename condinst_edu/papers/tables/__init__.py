@@ -1,11 +1,11 @@
 """The papers' tables as data."""
 
 from condinst_edu.papers.forms import Table, cell_text
-from condinst_edu.papers.tables import adaptis, condinst, condinst_eccv, dr1mask
+from condinst_edu.papers.tables import adaptis, condinst, condinst_eccv, dr1mask, slides
 
 TABLES: dict[str, Table] = {
     table.id: table
-    for tables in (condinst.TABLES, condinst_eccv.TABLES, dr1mask.TABLES, adaptis.TABLES)
+    for tables in (condinst.TABLES, condinst_eccv.TABLES, dr1mask.TABLES, adaptis.TABLES, slides.TABLES)
     for table in tables
 }
 

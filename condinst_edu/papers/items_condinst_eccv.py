@@ -1,0 +1,112 @@
+"""What the project answers for in CondInst's conference version: what it has otherwise."""
+
+from condinst_edu.papers.forms import Item
+
+ITEMS = (
+    Item(
+        id="condinst-eccv:mask-branch",
+        title="The mask branch reads P3 alone",
+        section="2.1",
+        symbols=("condinst_edu.condinst.BottomBranch",),
+        tests=("tests/test_condinst.py::test_bottom_branch_by_steps", "tests/test_recipes.py::test_conference_version"),
+        lacks={"naive": "a network's layout, which the test follows step by step"},
+    ),
+    Item(
+        id="condinst-eccv:upsampling",
+        title="Masks are upsampled by 4: targets at half the image's resolution",
+        section="2.1, 2.3",
+        symbols=("condinst_edu.layers.upsample.aligned_upsample", "condinst_edu.condinst.sampled_masks"),
+        naive=("condinst_edu.papers.naive_condinst.upsampling", "condinst_edu.papers.naive_condinst.target_mask"),
+        tests=(
+            "tests/test_layers.py::test_aligned_upsample_by_loop",
+            "tests/test_condinst.py::test_sampled_masks_by_loop",
+            "tests/test_condinst.py::test_mask_loss_by_loop",
+        ),
+        status="equal",
+    ),
+    Item(
+        id="condinst-eccv:random-500",
+        title="Up to 500 positive locations per GPU, chosen at random (as the journal version tells)",
+        section="2.3 of the journal version",
+        symbols=("condinst_edu.condinst.sample_locations",),
+        tests=(
+            "tests/test_condinst.py::test_sample_locations_at_random",
+            "tests/test_recipes.py::test_conference_version",
+        ),
+        lacks={"naive": "a draw at random: the test counts how often each location is drawn"},
+    ),
+    Item(
+        id="condinst-eccv:table-1",
+        title="Architecture of the mask head: 1a depth, 1b width",
+        section="3.2",
+        symbols=("condinst_edu.mask_head.DynamicMaskHead",),
+        tests=("tests/test_papers.py::test_every_id_names_its_paper_and_every_table_has_an_id",),
+        status="figures",
+        lacks={
+            "lesson": "lessons show tables 1a and 1b of the journal version, whose rows these are with other figures"
+        },
+    ),
+    Item(
+        id="condinst-eccv:table-1a",
+        title="Depth of the mask head",
+        section="3.2",
+        symbols=("condinst_edu.mask_head.DynamicMaskHead",),
+        tests=("tests/test_papers.py::test_figures_are_as_printed",),
+        status="figures",
+        lacks={"lesson": "lessons show table 1a of the journal version, whose rows these are with other figures"},
+    ),
+    Item(
+        id="condinst-eccv:table-1b",
+        title="Width of the mask head",
+        section="3.2",
+        symbols=("condinst_edu.mask_head.DynamicMaskHead",),
+        tests=("tests/test_papers.py::test_figures_are_as_printed",),
+        status="figures",
+        lacks={"lesson": "lessons show table 1b of the journal version, whose rows these are with other figures"},
+    ),
+    Item(
+        id="condinst-eccv:table-2",
+        title="Channels of the mask branch",
+        section="3.3",
+        symbols=("condinst_edu.condinst.BottomBranch",),
+        tests=("tests/test_papers.py::test_figures_are_as_printed",),
+        status="figures",
+        lacks={"lesson": "lessons show table 2 of the journal version, whose rows these are with other figures"},
+    ),
+    Item(
+        id="condinst-eccv:table-3",
+        title="No, relative or absolute coordinates; coordinates alone",
+        section="3.3",
+        symbols=("condinst_edu.mask_head.DynamicMaskHead", "condinst_edu.coordinates.absolute_coordinates"),
+        tests=("tests/test_papers.py::test_figures_are_as_printed",),
+        status="figures",
+        lacks={"lesson": "lessons show table 3 of the journal version, whose rows these are with other figures"},
+    ),
+    Item(
+        id="condinst-eccv:table-4",
+        title="Upsampling factor of the masks",
+        section="3.4",
+        symbols=("condinst_edu.layers.upsample.aligned_upsample",),
+        tests=("tests/test_papers.py::test_figures_are_as_printed",),
+        status="figures",
+        lacks={"lesson": "lessons show table 4 of the journal version, whose rows these are with other figures"},
+    ),
+    Item(
+        id="condinst-eccv:table-5",
+        title="NMS by boxes or by masks",
+        section="3.5",
+        symbols=("condinst_edu.condinst.mask_nms",),
+        tests=("tests/test_papers.py::test_figures_are_as_printed",),
+        status="figures",
+        lacks={"lesson": "lessons show table 5 of the journal version, whose rows these are with other figures"},
+    ),
+    Item(
+        id="condinst-eccv:table-6",
+        title="Comparison on COCO",
+        section="3.6",
+        symbols=("condinst_edu.recipes.coco.coco_condinst_eccv_r50_1x",),
+        tests=("tests/test_recipes.py::test_conference_version",),
+        status="recipe",
+        lacks={"lesson": "lessons show table 6 of the journal version, with the same methods"},
+    ),
+)
