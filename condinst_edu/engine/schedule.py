@@ -1,6 +1,7 @@
 """What moves the weights: the optimiser, its learning rate at every iteration, and the running mean of the weights."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,31 @@ from condinst_edu.engine.recipe import Recipe
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD or AdamW; the weights and biases of normalisation layers are not decayed, as in the official code."""
-    norms: list[Tensor] = []
-    others: list[Tensor] = []
+    """SGD or AdamW; the weights and biases of normalisation layers are not decayed, as in the official code.
+
+    Where the recipe says so, the pre-trained part has a rate of its own: the backbone, or those of its modules that it
+    names in `pretrained` (the rest is new).
+    """
+    backbone: Any = getattr(model, "backbone", None)
+    slow: set[int] = set()
+    if recipe.backbone_lr != 1 and backbone is not None:
+        parts = [getattr(backbone, name) for name in getattr(backbone, "pretrained", ())] or [backbone]
+        slow = {id(p) for part in parts for p in part.parameters()}
+    kinds: dict[tuple[bool, bool], list[Tensor]] = {(s, n): [] for s in (False, True) for n in (False, True)}
     for module in model.modules():
-        kept = norms if isinstance(module, nn.GroupNorm | nn.modules.batchnorm._BatchNorm) else others
-        kept += [p for p in module.parameters(recurse=False) if p.requires_grad]
-    groups = [{"params": others, "weight_decay": recipe.weight_decay}, {"params": norms, "weight_decay": 0.0}]
+        norm = isinstance(module, nn.GroupNorm | nn.modules.batchnorm._BatchNorm)
+        for p in module.parameters(recurse=False):
+            if p.requires_grad:
+                kinds[id(p) in slow, norm].append(p)
+    groups = [
+        {
+            "params": kinds[s, n],
+            "weight_decay": 0.0 if n else recipe.weight_decay,
+            "share": recipe.backbone_lr if s else 1,
+        }
+        for s, n in kinds
+        if not s or slow
+    ]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, recipe.beta2))
@@ -39,7 +58,7 @@ def rate_factor(recipe: Recipe, iteration: int) -> float:
 
 def set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, iteration: int) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = recipe.lr * rate_factor(recipe, iteration)
+        group["lr"] = recipe.lr * rate_factor(recipe, iteration) * group.get("share", 1)  # of older runs without
 
 
 def average(model: nn.Module, decay: float) -> AveragedModel:
