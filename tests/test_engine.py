@@ -296,7 +296,7 @@ def test_the_pretrained_part_has_a_rate_of_its_own() -> None:
     assert [len(g["params"]) > 0 for g in second.param_groups] == [True, True, False, False]
     whole: Any = build_model("condinst", 3, tiny_recipe().model_args)
     norms = build_optimizer(whole, recipe).param_groups[2:]
-    assert {id(p) for g in norms for p in g["params"]} == {id(p) for p in whole.backbone.parameters()}
+    assert {id(p) for g in norms for p in g["params"]} == {id(p) for p in whole.fcos.backbone.parameters()}
 
 
 def test_model_settings_reach_the_model() -> None:

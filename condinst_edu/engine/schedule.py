@@ -1,7 +1,6 @@
 """What moves the weights: the optimiser, its learning rate at every iteration, and the running mean of the weights."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +12,13 @@ from condinst_edu.engine.recipe import Recipe
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """SGD or AdamW; the weights and biases of normalisation layers are not decayed, as in the official code.
 
-    Where the recipe says so, the pre-trained part has a rate of its own: the backbone, or those of its modules that it
-    names in `pretrained` (the rest is new).
+    With `backbone_lr`, the backbone has a rate of its own, or those of its parts that it names as `pretrained`.
     """
-    backbone: Any = getattr(model, "backbone", None)
     slow: set[int] = set()
-    if recipe.backbone_lr != 1 and backbone is not None:
-        parts = [getattr(backbone, name) for name in getattr(backbone, "pretrained", ())] or [backbone]
-        slow = {id(p) for part in parts for p in part.parameters()}
+    for name, backbone in model.named_modules():
+        if recipe.backbone_lr != 1 and name.split(".")[-1] == "backbone":
+            parts = [getattr(backbone, part) for part in getattr(backbone, "pretrained", ())] or [backbone]
+            slow |= {id(p) for part in parts for p in part.parameters()}
     kinds: dict[tuple[bool, bool], list[Tensor]] = {(s, n): [] for s in (False, True) for n in (False, True)}
     for module in model.modules():
         norm = isinstance(module, nn.GroupNorm | nn.modules.batchnorm._BatchNorm)
@@ -28,13 +26,9 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             if p.requires_grad:
                 kinds[id(p) in slow, norm].append(p)
     groups = [
-        {
-            "params": kinds[s, n],
-            "weight_decay": 0.0 if n else recipe.weight_decay,
-            "share": recipe.backbone_lr if s else 1,
-        }
+        {"params": kinds[s, n], "weight_decay": (1 - n) * recipe.weight_decay, "share": recipe.backbone_lr if s else 1}
         for s, n in kinds
-        if not s or slow
+        if slow or not s
     ]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
