@@ -27,6 +27,7 @@ from condinst_edu.adaptis_greedy import (
     RankedPoints,
     aggregate,
     class_of_mask,
+    cut_around,
     find_local_maxima,
     local_maxima_points,
 )
@@ -205,7 +206,8 @@ class Seen:
         if len(self.features) == 2:
             mirrored = torch.stack([self.size[1] - 1 - points[:, 0], points[:, 1]], dim=1)
             found = (found + self.model.probabilities(self.features[1:], image, mirrored, self.size).flip(2)) / 2
-        return found
+        radius = self.model.cut_radius
+        return found if radius is None else cut_around(found, points, radius)
 
     def aggregate(self, generator: torch.Generator | None = None) -> Aggregate:
         """All instances of the image; stuff counts as segmented. Source: adaptis:greedy-aggregation."""
@@ -232,7 +234,8 @@ class AdaptIS(nn.Module):
     image in training; loss: of the masks, "nfl", "focal" or "bce", with gamma; semantic_weight: of that loss (the paper
     gives none); stage: "masks" trains all but the proposal branch, "proposals" that branch alone; soft_labels: the
     official labels for it; propose: "random" (candidates at a time) or "branch" (its local maxima from
-    proposal_threshold on); threshold T; overlap, limit: of `aggregate`; flip: mean with the mirrored image.
+    proposal_threshold on); threshold T; overlap, limit: of `aggregate`; cut_radius: in pixels, of
+    `cut_around`; flip: mean with the mirrored image.
 
     forward(images, targets) in training -> {"loss_mask", "loss_semantic"} or {"loss_proposals"};
     forward(images, output_sizes=None) in evaluation -> [{"boxes", "labels", "scores", "masks" (N, H, W) bool}], masks
@@ -261,6 +264,7 @@ class AdaptIS(nn.Module):
         threshold: float = 0.4,
         overlap: float = 0.5,
         limit: int = 100,
+        cut_radius: int | None = None,
         flip: bool = False,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
@@ -290,7 +294,8 @@ class AdaptIS(nn.Module):
         self.semantic_weight, self.stage = semantic_weight, stage
         self.label_threshold = AdaptiveThreshold() if soft_labels else None
         self.propose, self.candidates, self.proposal_threshold = propose, candidates, proposal_threshold
-        self.threshold, self.overlap, self.limit, self.flip = threshold, overlap, limit, flip
+        self.threshold, self.overlap, self.limit = threshold, overlap, limit
+        self.cut_radius, self.flip = cut_radius, flip
         self.mean, self.std = tuple(mean), tuple(std)
         trained_first = [m for m in self.children() if m is not self.proposals]
         for module in trained_first if stage == "proposals" else [self.proposals]:

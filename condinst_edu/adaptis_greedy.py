@@ -263,8 +263,29 @@ def aggregate_official(
             kept.append((probabilities, point))
         steps.append(Step(point[None], 0, mask, keep))
     found = torch.stack([point for _, point in kept]) if kept else points[:0]
-    confidence = torch.stack([background_weight * (1 - things.sum(dim=0)), *(p for p, _ in kept)])  # (1 + N, H, W)
-    instances, confidence = confidence.argmax(dim=0), confidence[1:]
-    if kept:
-        instances[confidence.amax(dim=0) < least_probability] = 0
+    confidence = torch.stack([p for p, _ in kept]) if kept else things[:0]  # (N, H, W)
+    instances = compete(confidence, things, background_weight, least_probability)
     return Aggregate(instances, confidence, found, mean_confidence(confidence, confidence > threshold), steps)
+
+
+def compete(
+    confidence: Tensor, things: Tensor, background_weight: float = 1.0, least_probability: float = 0.0
+) -> Tensor:
+    """The published code's last step: instances (H, W) from their probabilities (N, H, W); see `aggregate_official`."""
+    background = background_weight * (1 - things.sum(dim=0))
+    instances = torch.cat([background[None], confidence]).argmax(dim=0)
+    if len(confidence):
+        instances[confidence.amax(dim=0) < least_probability] = 0
+    return instances
+
+
+def cut_around(probabilities: Tensor, points: Tensor, radius: int) -> Tensor:
+    """Probabilities (k, H, W), 0 outside a square around each point (k, 2): x - radius to x + radius - 1, and so in y.
+
+    For images with many objects that look the same; the published code's cut_radius.
+    """
+    near = []
+    for side, at in zip(probabilities.shape[:0:-1], points.T, strict=True):  # width with x, height with y
+        away = torch.arange(side, device=points.device) - at[:, None]  # (k, W), (k, H)
+        near.append((away >= -radius) & (away < radius))
+    return torch.where(near[1][:, :, None] & near[0][:, None, :], probabilities, 0)

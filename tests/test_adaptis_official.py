@@ -29,7 +29,8 @@ from condinst_edu.adaptis import (
     find_local_maxima,
     point_features,
 )
-from condinst_edu.adaptis_greedy import aggregate_official, blur
+from condinst_edu.adaptis_crops import Crop, crop_offsets, join_crops
+from condinst_edu.adaptis_greedy import aggregate_official, blur, compete, cut_around
 from condinst_edu.adaptis_targets import AdaptiveThreshold, Queries, soft_proposal_labels
 from condinst_edu.coordinates import relative_coordconv
 from condinst_edu.layers.losses import normalized_focal_loss, normalized_focal_softmax_loss
@@ -566,32 +567,24 @@ def test_find_local_maxima() -> None:
 class Predictor:
     """What the golden runs queried in place of a network: masks from the true ids, blurred by a box of 3 x 3."""
 
-    def __init__(self, ids: Tensor, cut_radius: int | None, flip: bool) -> None:
-        self.ids, self.cut, self.flip = ids, cut_radius, flip
+    def __init__(self, ids: Tensor, cut_radius: int | None, flip: bool, count: int | None = None) -> None:
+        self.ids, self.cut, self.flip, self.count = ids, cut_radius, flip, count
 
     def __call__(self, points: Tensor) -> Tensor:
         return torch.stack([self.mask(*point.tolist()) for point in points])
 
     def mask(self, column: float, row: float) -> Tensor:
-        found = predict(self.ids, row, column)
+        found = predict(self.ids, row, column, self.count)
         if self.flip:  # the mirrored point is one pixel off
             mirrored = predict(self.ids.flip(1), row, self.ids.shape[1] - column).flip(1)
             found = (found + mirrored) * 0.5
-        if self.cut is not None:
-            y, x = (torch.arange(n) for n in found.shape)
-            inside = (
-                ((y >= row - self.cut) & (y < row + self.cut))[:, None]
-                & (x >= column - self.cut)
-                & (x < column + self.cut)
-            )
-            found = torch.where(inside, found, 0)
-        return found
+        return found if self.cut is None else cut_around(found[None], torch.tensor([[column, row]]), self.cut)[0]
 
 
-def predict(ids: Tensor, row: float, column: float) -> Tensor:
+def predict(ids: Tensor, row: float, column: float, count: int | None = None) -> Tensor:
     height, width = ids.shape
     row, column = min(max(int(row), 0), height - 1), min(max(int(column), 0), width - 1)
-    k, n = int(ids[row, column]), int(ids.max())
+    k, n = int(ids[row, column]), count or int(ids.max())
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     distance = (y - row) ** 2 + (x - column) ** 2
 
@@ -637,3 +630,61 @@ def test_greedy_sampling(name: str) -> None:
     same(torch.cat([step.points for step in found.steps]).flip(1), golden["queried_points"], 0)
     same(found.points.flip(1), golden["accepted_points"], 0)
     assert torch.equal(found.instances, golden["instances_mask"].long())
+
+
+def test_cut_around() -> None:
+    data = numbers("sampling/misc.npz")
+    for radius, row, column in ((5, 3, 4), (6, 18, 28)):
+        cut = cut_around(data["cut_in"][None], torch.tensor([[float(column), float(row)]]), radius)[0]
+        same(cut, data[f"cut_{radius}_at_{row}_{column}"], 0)
+
+
+# -------------------------------------------------------------------------------------------------------------- crops
+
+
+def test_crop_offsets() -> None:
+    cases = facts("sampling/misc.json")["get_offsets"]
+    for case in cases:
+        offsets, shared = crop_offsets(case["length"], case["crop"], case["min_overlap"])
+        assert offsets == case["offsets"]
+        assert len(offsets) == 1 or shared == int(case["overlap_ratio"] * case["crop"])
+    assert len(cases) == 11
+
+
+@pytest.mark.parametrize("name", ["v2_100_crops160", "v2_100_crops100x140"])
+def test_crops(name: str) -> None:
+    """The official crop mode: the same instances with the same mean probabilities; the first objects go astray."""
+    official_file(f"sampling/{name}.npz")
+    (case,) = (c for c in facts("sampling/sampling.json") if c["case"] == name)
+    golden, maps = numbers(f"sampling/{name}.npz"), numbers(f"sampling/{case['maps']}")
+    ids = torch.from_numpy(np.array(Image.open(official_file(f"sampling/{case['gt']}"))).astype(np.int64))
+    call, params = case["call"], case["sampling_params"]
+    crop = call["crop_size"] if isinstance(call["crop_size"], list) else [call["crop_size"]] * 2
+    (rows, top), (columns, left) = (crop_offsets(256, side, call["min_overlap"]) for side in crop)
+    options = {PARAMETERS[k]: v for k, v in (call | params).items() if k in PARAMETERS}
+    crops = []
+    for y in rows:
+        for x in columns:
+            part = (slice(y, y + crop[0]), slice(x, x + crop[1]))
+            draw = Predictor(ids[part], None, False, int(ids.max()))
+            found = aggregate_official(draw, maps["proposals"][part], maps["things"][(slice(None), *part)], **options)
+            crops.append(Crop(x, y, found))
+    assert sum(len(crop.found.steps) for crop in crops) == case["num_queries"]
+    confidence, points = join_crops(crops, (256, 256), (top, left), first_is_one=True)
+    same(confidence.mean(dim=(1, 2)), case["mask_means"][1:], 1e-6)
+    assert torch.equal(compete(confidence, maps["things"]), golden["instances_mask"].long())
+    confidence, points = join_crops(crops, (256, 256), (top, left))
+    instances = compete(confidence, maps["things"])
+    assert len(points) == len(confidence)
+    whole = [k for k in ids.unique().tolist() if k and object_iou(instances, ids == k) > 0.5]
+    official = [k for k in ids.unique().tolist() if k and object_iou(golden["instances_mask"].long(), ids == k) > 0.5]
+    assert len(whole) >= len(official)
+    assert all(object_iou(ids, instances == k) > 0.5 for k in range(1, len(points) + 1) if (instances == k).sum() > 60)
+
+
+def object_iou(labels: Tensor, mask: Tensor) -> float:
+    """The highest IoU that a label from 1 on has with a mask."""
+    inside = labels[mask]
+    if not len(inside) or not (label := int(inside.bincount()[1:].argmax()) + 1 if inside.any() else 0):
+        return 0
+    return float((labels == label)[mask].sum() / ((labels == label) | mask).sum())

@@ -73,7 +73,7 @@ TINY = {
     "solo": Tiny("SOLO", "shapes-solo", iterations=1500),
     "solo-no-coordconv": Tiny("SOLO without CoordConv", "shapes-solo", ("head.coordinates=False",), iterations=1500),
     "decoupled-solo": Tiny("Decoupled SOLO", "shapes-decoupled-solo", iterations=1500),
-    "adaptis": Tiny("AdaptIS on its toy problem", "bacteria-adaptis", iterations=2000, proposals=100),
+    "adaptis": Tiny("AdaptIS on its toy problem", "bacteria-adaptis", iterations=5000, proposals=100),
 }
 
 
