@@ -187,7 +187,7 @@ def show_item(name: str, console: Console | None = None) -> None:
     for symbol in entry.naive:
         line(f"  naive form: {symbol}  {place(symbol)}")
     for test in entry.tests:
-        line(f"  test: {test}  {place_of_test(test)}")
+        line(f"  test: {test}  {place_of_test(test) or '(gone)'}")
     for notebook, heading in sections_on(entry.id):
         line(f"  lesson: {notebook}, {heading}")
     for part in missing(entry):
