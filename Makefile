@@ -14,7 +14,7 @@ PIP_ARGS ?=
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: help setup demo lab lessons test test-all lint
+.PHONY: help setup demo lab lessons play site test test-all lint
 
 help:  ## This list.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18
@@ -23,7 +23,7 @@ setup:  ## Create .venv and install everything into it; quick when nothing chang
 	@python='$(PYTHON)'; if ! command -v "$$python" >/dev/null; then \
 		echo "setup: Python 3.11 or newer is needed and $${python:-python3} was not found: install it, or name yours as in 'make PYTHON=/path/to/python3.12 setup'." >&2; \
 		exit 1; \
-	fi; "$$python" tools/setup_env.py --make $(EXPLICIT) --torch-index='$(TORCH_INDEX)' --pip-args='$(PIP_ARGS)'
+	fi; "$$python" tools/setup_env.py --make $(EXPLICIT) --torch-index='$(TORCH_INDEX)' --pip-args='$(PIP_ARGS)' --extra='$(EXTRA)'
 
 demo: setup  ## Train a tiny CondInst on drawn shapes, measure it, save a picture: about four minutes.
 	@$(BIN)/condinst-edu demo $(ARGS)
@@ -33,6 +33,14 @@ lab: setup  ## Open the lessons in JupyterLab.
 
 lessons: setup  ## Make the notebooks and plans for class from lessons/src; ARGS="02" makes one of them.
 	@$(BIN)/python -m condinst_edu.teach.lessons $(ARGS)
+
+play: EXTRA := play
+play: setup  ## Click-to-segment and the thresholds of panoptic fusion as pages that fill the screen.
+	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python tools/play.py $(ARGS)
+
+site: EXTRA := site
+site: setup  ## The lessons, slides, reference and papers as pages that need no network, in build/site.
+	@$(BIN)/python tools/site/build.py
 
 test: setup  ## The fast tests and the solutions of all lessons: at most 15 minutes on two cores.
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)

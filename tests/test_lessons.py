@@ -40,10 +40,16 @@ class check:  # the kernel does not know the exercise of this trial
 
 # %% [markdown] tags=["instructor"]
 # minutes: 7
+# late: say it in half the words (saves 3)
 # Say this aloud.
+#
 
 # %% tags=["hide-input", "demo"]
 1 + 1
+
+# %% [markdown] tags=["instructor"]
+# minutes: 2
+# And this.
 """
 EXERCISE = """
 # %% [markdown] tags=["exercise"]
@@ -134,6 +140,46 @@ def test_links_of_the_lessons_lead_somewhere() -> None:
                 assert f"({following}.ipynb)" in text, f"{name} does not lead to {following}"
 
 
+def test_every_lesson_has_three_to_five_questions_with_answers() -> None:
+    for name in lesson_names():
+        questions = notebooks.read_quiz(name)
+        assert 3 <= len(questions) <= 5
+        title = (LESSONS / "quiz" / f"{name}.md").read_text().splitlines()[0]
+        assert title == f"# Questions: {read_lesson(name).number}. {read_lesson(name).title}"
+        cell = next(c for c in student_notebook(read_lesson(name))["cells"] if c["id"] == f"l{name[:2]}-quiz")
+        for one in questions:
+            assert one.question.endswith("?") or one.question.endswith(".")
+            assert "**" in one.answer  # what matters is in bold
+            assert cell["source"].index(one.question) < cell["source"].index(one.answer)
+
+
+def test_a_question_without_an_answer_is_refused(trial: Path, folder: Path) -> None:
+    (folder / "quiz").mkdir()
+    (folder / "quiz" / "99_trial.md").write_text("# Questions: 99. A trial\n\n**1.** Why?\n")
+    with pytest.raises(UserError, match="question 1 is not followed by a folded answer"):
+        notebooks.read_quiz("99_trial")
+
+
+def test_every_plan_says_what_to_leave_out_and_saves_what_it_can() -> None:
+    for name in lesson_names():
+        sections = notebooks.sections_of(read_lesson(name), {})
+        late = [s for s in sections if s.late]
+        assert len(late) >= 2, name
+        for section in late:
+            saved = re.search(r"\(saves (\d+)\)$", section.late)
+            assert saved, section.late
+            assert 0 < int(saved[1]) <= section.minutes
+            assert not section.late.startswith("skip (") or int(saved[1]) == section.minutes
+
+
+def test_measured_seconds_are_noted_and_shown(folder: Path, trial: Path) -> None:
+    lessons.note_seconds("99_trial", lessons.Timing(9, 8, "l99-c04", 1, {"l99-c04": 8.04, "l99-c01": 0.01}))
+    assert json.loads((folder / "instructor" / "seconds.json").read_text()) == {"99_trial": {"l99-c04": 8.0}}
+    plan = notebooks.instructor_plan(read_lesson("99_trial"))
+    assert "beforehand (8 s);" in plan
+    assert "| The idea (`condinst:eq-2`) | 9 | 8 s |" in plan
+
+
 def test_cell_ids_are_unique_and_stable_between_the_two_notebooks() -> None:
     for name in lesson_names():
         lesson = read_lesson(name)
@@ -168,9 +214,10 @@ def test_the_three_files_of_a_lesson(trial: Path, folder: Path) -> None:
     assert "Divide." in cells_of(student, "exercise")[0].source
     assert not cells_of(student, "instructor")
     plan = (folder / "instructor" / "99_trial.md").read_text()
-    assert "## The idea (`condinst:eq-2`) (7 min)" in plan
-    assert "Say this aloud." in plan
-    assert "cell `l99-c04`: `1 + 1`" in plan
+    assert "## The idea (`condinst:eq-2`) (9 min)" in plan
+    assert "Say this aloud.\n\nAnd this." in plan
+    assert "| The idea (`condinst:eq-2`) | 9 |  | say it in half the words (saves 3) |" in plan
+    assert "cell [`l99-c04`](../99_trial.ipynb#cell-id=l99-c04): `1 + 1`" in plan
     assert DEVIATIONS[EXERCISES["02-count-parameters"].deviations[0]].line in plan
     assert lessons.problems("99_trial") == []
 

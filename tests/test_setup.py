@@ -93,6 +93,35 @@ def test_first_call_installs_and_the_second_does_nothing(env: Any, root: Path, c
     assert len(calls) == 3
 
 
+def test_an_extra_is_added_once_and_again_after_an_installation(
+    env: Any, root: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(env, "run_pip", lambda root, options, commands, environment: asked.extend(commands))
+    assert env.main(["--extra=site"], root) == 0
+    assert calls == ["create", "install", "smoke"]
+    assert asked[0][-2:] == ["-e", ".[dev,site]"]
+    for arguments in (["--extra=site"], []):
+        assert env.main(arguments, root) == 0
+    assert len(asked) == 1
+    assert env.main(["--extra=play"], root) == 0
+    assert env.main(["--extra=site"], root) == 0
+    assert len(asked) == 2
+    with (root / "pyproject.toml").open("a") as file:
+        file.write("# changed\n")
+    assert env.main(["--extra=site"], root) == 0
+    assert len(asked) == 3
+    assert len(calls) == 5  # one more installation, and its smoke check
+
+
+def test_extras_of_the_makefile_exist_and_the_default_does_without() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = set(re.findall(r"^(?:\w+): EXTRA := (\w+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert named == {"play", "site"}
+    assert named <= set(extras)
+    assert not {line for name in named for line in extras[name]} & set(extras["dev"])
+
+
 def test_changed_requirements_are_installed_on_top(env: Any, root: Path, calls: Calls) -> None:
     env.main([], root)
     with (root / "pyproject.toml").open("a") as file:
@@ -415,7 +444,7 @@ def test_makefile_has_the_targets_and_each_sets_up() -> None:
     text = (ROOT / "Makefile").read_text()
     assert make_targets() >= {"setup", "demo", "lab", "test", "test-all", "lint"}
     for target in make_targets() - {"setup", "help"}:
-        assert re.search(rf"^{target}:.*\bsetup\b", text, re.MULTILINE), target
+        assert re.search(rf"^{target}: setup\b", text, re.MULTILINE), target
         assert re.search(rf"^\.PHONY:.*\b{target}\b", text, re.MULTILINE), target
 
 

@@ -1,6 +1,6 @@
 """Creates `.venv` and installs condinst_edu into it: what `make setup` runs, and what to run where there is no make.
 
-    python3 tools/setup_env.py [--torch-index URL] [--pip-args "..."]
+    python3 tools/setup_env.py [--torch-index URL] [--pip-args "..."] [--extra site]
 
 Any Python from 3.6 on can run this file, so that an old one can say what is needed: standard library only, old syntax.
 A call that finds everything in place costs a few hundredths of a second. How far a set-up came is kept in a note inside
@@ -52,11 +52,12 @@ class Options(NamedTuple):
     by_make: bool = False  # only changes how the commands in messages are written
     torch_index: str = ""
     pip_args: Tuple[str, ...] = ()
+    extra: str = ""  # of pyproject.toml, beside "dev": what one command alone needs
 
     def command(self, python: str = "", **settings: str) -> str:
         """The command that runs the set-up again, as the user would type it."""
         if self.by_make:
-            words = ["make"] + (["PYTHON=" + python] if python else []) + ["setup"]
+            words = ["make"] + (["PYTHON=" + python] if python else []) + [self.extra or "setup"]
             return " ".join(words + ['%s="%s"' % item for item in settings.items()])
         flags = ['--%s="%s"' % (key.lower().replace("_", "-"), value) for key, value in settings.items()]
         interpreter = python or ("python" if os.name == "nt" else "python3")
@@ -106,9 +107,20 @@ def write_note(root: Path, options: Options, state: str, made_by: str = "set-up"
         "requirements": fingerprint(root),
         "torch_index": options.torch_index,
     }
+    save_note(venv, note)
+
+
+def save_note(venv: Path, note: Dict[str, str]) -> None:
     half = note_path(venv).with_suffix(".half")
     half.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     os.replace(str(half), str(note_path(venv)))
+
+
+def note_extra(venv: Path, extra: str) -> None:
+    """Add to the note that the packages of an extra are there; the next installation forgets it."""
+    note = read_note(venv)
+    note["extras"] = " ".join(sorted(set(note.get("extras", "").split()) | {extra}))
+    save_note(venv, note)
 
 
 def fingerprint(root: Path) -> str:
@@ -293,13 +305,17 @@ def torch_requirements(root: Path) -> List[str]:
     return re.findall(r'^\s*"((?:torch|torchvision)\b[^"]*)"', text, re.MULTILINE)
 
 
-def pip_commands(root: Path, options: Options, plan: Plan) -> List[List[str]]:
-    """What pip is asked for: torch and torchvision from their own index first, where one was named; then the rest."""
+def pip_command(root: Path, options: Options, plan: Plan) -> List[str]:
     venv = root / ".venv"
     pip = [str(venv_python(venv)), "-m", "pip", "install", "--disable-pip-version-check"]
     pip += ["--log", str(venv / "pip.log")]
     pip += [] if plan.cache else ["--no-cache-dir"]
-    pip += options.pip_args
+    return pip + list(options.pip_args)
+
+
+def pip_commands(root: Path, options: Options, plan: Plan) -> List[List[str]]:
+    """What pip is asked for: torch and torchvision from their own index first, where one was named; then the rest."""
+    pip = pip_command(root, options, plan)
     first = [pip + torch_requirements(root) + ["--index-url", options.torch_index]] if options.torch_index else []
     return first + [pip + ["-e", ".[dev]"]]
 
@@ -307,18 +323,29 @@ def pip_commands(root: Path, options: Options, plan: Plan) -> List[List[str]]:
 def install(root: Path, options: Options, plan: Plan) -> None:
     """Run pip, its own progress on the screen."""
     venv = root / ".venv"
-    log = venv / "pip.log"
-    if log.exists():
-        log.unlink()
     environment = dict(os.environ)
     if plan.own_temp:
         (venv / "tmp").mkdir(exist_ok=True)
         environment["TMPDIR"] = environment["TEMP"] = environment["TMP"] = str(venv / "tmp")
-    for command in pip_commands(root, options, plan):
+    run_pip(root, options, pip_commands(root, options, plan), environment)
+    shutil.rmtree(str(venv / "tmp"), ignore_errors=True)
+
+
+def install_extra(root: Path, options: Options) -> None:
+    """Add the packages of an extra to a `.venv` that is ready."""
+    pip = pip_command(root, options, Plan(own_temp=False, cache=True)) + ["-q"]
+    run_pip(root, options, [pip + ["-e", ".[dev,%s]" % options.extra]], dict(os.environ))
+
+
+def run_pip(root: Path, options: Options, commands: List[List[str]], environment: Dict[str, str]) -> None:
+    """Run pip; a Problem with its last words where it fails."""
+    log = root / ".venv" / "pip.log"
+    if log.exists():
+        log.unlink()
+    for command in commands:
         if subprocess.call(command, cwd=str(root), env=environment) != 0:
             words = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
             raise Problem(explain_pip(words, options))
-    shutil.rmtree(str(venv / "tmp"), ignore_errors=True)
     with contextlib.suppress(OSError):
         log.unlink()  # 40 MB, of use only where pip failed
 
@@ -455,25 +482,33 @@ def set_up(root: Path, options: Options) -> None:
     """Make `.venv` ready, or raise a Problem."""
     if options.explicit:
         check_python(options)
-    if ready(root, options):
+    if ready(root, options) and not lacks_extra(root, options):
         return
     check_python(options)
     with one_at_a_time(root):
-        if ready(root, options):
-            return
         start = time.time()
-        build(root, options)
-        say("ready after %.0f s. Next: `make demo`, or `make lab` for the lessons." % (time.time() - start))
+        if not ready(root, options):
+            build(root, options)
+            say("ready after %.0f s. Next: `make demo`, or `make lab` for the lessons." % (time.time() - start))
+        if lacks_extra(root, options):
+            say("adding what `make %s` needs." % options.extra)
+            install_extra(root, options)
+            note_extra(root / ".venv", options.extra)
+
+
+def lacks_extra(root: Path, options: Options) -> bool:
+    return bool(options.extra) and options.extra not in read_note(root / ".venv").get("extras", "").split()
 
 
 def parse(arguments: List[str]) -> Options:
     parser = argparse.ArgumentParser(description="Create .venv and install condinst_edu into it.")
     parser.add_argument("--torch-index", default="", help="index that torch and torchvision come from (README)")
     parser.add_argument("--pip-args", default="", help="further options for pip install, as one text")
+    parser.add_argument("--extra", default="", help="also what one command alone needs: site, play")
     parser.add_argument("--explicit", action="store_true", help="use this very Python, look for no other")
     parser.add_argument("--make", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    return Options(given.explicit, given.make, given.torch_index, tuple(shlex.split(given.pip_args)))
+    return Options(given.explicit, given.make, given.torch_index, tuple(shlex.split(given.pip_args)), given.extra)
 
 
 def main(arguments: List[str], root: Path = ROOT) -> int:

@@ -3,6 +3,7 @@
 make lessons                  build all, run the students' notebooks, print what each took
 make lessons ARGS="02"        one of them
 make lessons ARGS="--check"   run nothing, fail where a file is not what its source gives
+make lessons ARGS="--plans"   write the plans for class alone, run nothing
 """
 
 import dataclasses
@@ -44,12 +45,13 @@ FOLDER = re.compile(r"(?<![\w.])/(?:home|root|tmp|Users|work|mnt)/[\w./-]*")
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds that a notebook took: in all, its slowest cell (and that one's id), from opening to its first result."""
+    """Seconds that a notebook took: in all, its slowest cell and its id, to its first result; each cell's, by id."""
 
     total: float
     slowest: float
     slowest_id: str
     first: float
+    cells: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def run_notebook(notebook: Notebook, folder: Path = LESSONS) -> Timing:
@@ -76,7 +78,7 @@ def run_notebook(notebook: Notebook, folder: Path = LESSONS) -> Timing:
                 first = time.monotonic() - begin
     notebook["cells"] = [clean_cell(cell) for cell in strip_widgets(node).cells]
     slowest = max(seconds, key=seconds.__getitem__)
-    return Timing(time.monotonic() - begin, seconds[slowest], slowest, first)
+    return Timing(time.monotonic() - begin, seconds[slowest], slowest, first, seconds)
 
 
 def clean_cell(cell: Cell) -> Cell:
@@ -149,9 +151,19 @@ def build_lesson(name: str) -> Timing:
             raise UserError(f"{path.name} has {len(text.encode())} bytes, over {MAX_BYTES}: smaller or fewer pictures")
         with whole_file(path) as temporary:
             temporary.write_text(text + "\n")
+    note_seconds(lesson.name, timing)
     with whole_file(paths["plan"]) as temporary:
         temporary.write_text(instructor_plan(lesson))
     return timing
+
+
+def note_seconds(name: str, timing: Timing) -> None:
+    """Keep what the cells took, if a tenth of a second or more, for the plans' measured times."""
+    path = LESSONS / "instructor" / "seconds.json"
+    noted = json.loads(path.read_text()) if path.exists() else {}
+    noted[name] = {cell: round(seconds, 1) for cell, seconds in timing.cells.items() if seconds >= 0.1}
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(dict(sorted(noted.items())), indent=1) + "\n")
 
 
 def bench_lessons(as_json: bool) -> None:
@@ -163,7 +175,8 @@ def bench_lessons(as_json: bool) -> None:
             for kind, make in (("student", student_notebook), ("solution", solution_notebook)):
                 progress.update(task, note=f"{name}, {kind}")
                 timing = run_notebook(make(read_lesson(name)))
-                rows.append({"lesson": name, "notebook": kind, **dataclasses.asdict(timing)})
+                figures = {k: v for k, v in dataclasses.asdict(timing).items() if k != "cells"}
+                rows.append({"lesson": name, "notebook": kind, **figures})
                 progress.advance(task)
     if as_json:
         print(json.dumps({"budgets": {"total": BUDGET, "slowest": CELL_BUDGET, "first": FIRST_BUDGET}, "rows": rows}))
@@ -237,6 +250,10 @@ def main(arguments: list[str]) -> int:
         print("\n".join(found) or f"{len(chosen)} lessons are what their sources give")
         return 1 if found else 0
     for name in chosen:
+        if "--plans" in arguments:
+            with whole_file(paths_of(name)["plan"]) as temporary:
+                temporary.write_text(instructor_plan(read_lesson(name)))
+            continue
         timing = build_lesson(name)
         print(
             f"{name}: {timing.total:.0f} s of {BUDGET}, first result after {timing.first:.0f} s of {FIRST_BUDGET}, "

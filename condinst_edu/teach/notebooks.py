@@ -8,10 +8,11 @@ solution and a check that has to pass. `condinst_edu.teach.lessons` writes and r
 
 import dataclasses
 import functools
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from condinst_edu import papers
 from condinst_edu.errors import UserError
@@ -36,7 +37,7 @@ TAGS = {
     "stub": "what the student begins with; in the student's notebook only",
     "solution": "the answer; folded in the student's notebook, a cell in the solution notebook",
     "check": "calls `check`",
-    "instructor": "talking points, in the plan only; a first line `minutes: 5` gives the section its time",
+    "instructor": "talking points, in the plan only; first lines `minutes: 5` and `late: what to leave out (saves 3)`",
 }
 LEVELS = {1: "easy", 2: "medium", 3: "hard"}
 HEADER_FIELDS = {"title", "minutes", "needs", "gives", "papers"}
@@ -146,7 +147,7 @@ def student_notebook(lesson: Lesson) -> Notebook:
             position, code = solution
             folded = f"<details><summary>Solution</summary>\n\n```python\n{code}\n```\n\n</details>"
             cells.append(new_cell(lesson, position, MARKDOWN, folded))
-    return new_notebook(lesson, cells)
+    return new_notebook(lesson, with_quiz(lesson, cells))
 
 
 def solution_notebook(lesson: Lesson) -> Notebook:
@@ -158,7 +159,28 @@ def solution_notebook(lesson: Lesson) -> Notebook:
             continue
         text = exercise_text(text) if "exercise" in kinds else text
         cells.append(new_cell(lesson, i, cell, f"assert {text}.passed" if "check" in kinds else text))
-    return new_notebook(lesson, cells)
+    return new_notebook(lesson, with_quiz(lesson, cells))
+
+
+def with_quiz(lesson: Lesson, cells: list[Cell]) -> list[Cell]:
+    """The cells with the lesson's questions, answers folded, in front of the last one, which sums up."""
+    questions = read_quiz(lesson.name)
+    if not questions:
+        return cells
+    lines = ["## Questions", "", "Answer before you unfold."]
+    for k, one in enumerate(questions, start=1):
+        lines += [
+            "",
+            f"**{k}.** {one.question}",
+            "",
+            "<details><summary>Answer</summary>",
+            "",
+            one.answer,
+            "",
+            "</details>",
+        ]
+    quiz = {**new_cell(lesson, 0, MARKDOWN, "\n".join(lines)), "id": f"l{lesson.number:02}-quiz"}
+    return [*cells[:-1], quiz, cells[-1]]
 
 
 def title(lesson: Lesson) -> str:
@@ -211,36 +233,104 @@ def new_notebook(lesson: Lesson, cells: list[Cell]) -> Notebook:
 # ------------------------------------------------------------------------------------------------------ plan for class
 
 
-def instructor_plan(lesson: Lesson) -> str:
-    """The plan for class as Markdown: per section minutes, demo cells and talking points; exercises, mistakes."""
-    sections: list[tuple[str, list[str], list[str], int]] = []
+@dataclasses.dataclass
+class Section:
+    """A section of the plan: its heading, cells to show, points to make, minutes, what to leave out, seconds to run."""
+
+    name: str
+    shown: list[str] = dataclasses.field(default_factory=list)
+    points: list[str] = dataclasses.field(default_factory=list)
+    minutes: int = 0
+    late: str = ""
+    seconds: float = 0.0
+
+
+def sections_of(lesson: Lesson, seconds: Mapping[str, float]) -> list[Section]:
+    """What a plan says of each section; seconds: what cells took to run, by id."""
+    sections: list[Section] = []
     for i, cell in enumerate(lesson.cells):
         if heading := re.match(r"## +(.+)", cell["source"]):
-            sections.append((heading[1], [], [], 0))
+            sections.append(Section(heading[1]))
         if not sections:
             continue
-        name, shown, points, minutes = sections[-1]
+        section, name = sections[-1], f"l{lesson.number:02}-c{i + 1:02}"
+        section.seconds += seconds.get(name, 0.0)
         if "demo" in tags(cell):
-            shown.append(f"- cell `l{lesson.number:02}-c{i + 1:02}`: `{first_line(cell)}`")
+            place = f"../{lesson.name}.ipynb#cell-id={name}"
+            section.shown.append(f"- cell [`{name}`]({place}): `{first_line(cell)}`")
         if "instructor" in tags(cell):
             text = cell["source"].strip()
             if given := re.match(r"minutes: *(\d+)\n*", text):
-                minutes, text = int(given[1]), text[given.end() :]
-            points.append(text)
-        sections[-1] = (name, shown, points, minutes)
-    total = sum(section[3] for section in sections)
+                section.minutes, text = section.minutes + int(given[1]), text[given.end() :]
+            if given := re.match(r"late: *(.+)\n*", text):
+                section.late, text = given[1], text[given.end() :]
+            section.points.append(text)
+    return sections
+
+
+def measured_seconds(lesson: Lesson) -> dict[str, float]:
+    """What the lesson's cells took when `make lessons` ran them last, by id; none before that."""
+    path = LESSONS / "instructor" / "seconds.json"
+    return dict(json.loads(path.read_text()).get(lesson.name, {})) if path.exists() else {}
+
+
+def instructor_plan(lesson: Lesson) -> str:
+    """The plan for class as Markdown: minutes, demo cells and talking points of each section; exercises, questions."""
+    sections = sections_of(lesson, measured_seconds(lesson))
+    total, run = sum(section.minutes for section in sections), sum(section.seconds for section in sections)
     lines = [f"# Plan for class: {lesson.number}. {lesson.title}", ""]
-    lines += [
-        f"{total} minutes without the exercises. Run all cells of `lessons/{lesson.name}.ipynb` beforehand; those"
+    took = f" ({run:.0f} s)" if run else ""
+    lines += [f"{total} minutes without the exercises. Run all cells of [the lesson](../{lesson.name}.ipynb)"]
+    lines += [f"beforehand{took}; the links below open it at the cells to show."]
+    lines += ["", *plan_of_time(sections)]
+    for section in (s for s in sections if s.shown or s.points or s.minutes):
+        lines += [f"## {section.name}" + (f" ({section.minutes} min)" if section.minutes else ""), ""]
+        lines += ["Show:", "", *section.shown, ""] if section.shown else []
+        lines += [*"\n\n".join(section.points).splitlines(), ""] if section.points else []
+    return "\n".join([*lines, *plan_of_exercises(lesson), *plan_of_questions(lesson)]).rstrip() + "\n"
+
+
+def plan_of_time(sections: list[Section]) -> Iterator[str]:
+    """The table in front: minutes as planned, seconds as measured, what to leave out."""
+    yield from ("| section | minutes | its cells run | if you are late |", "|---|---|---|---|")
+    for s in sections:
+        if s.minutes or s.late or s.seconds >= 1:
+            run = f"{s.seconds:.0f} s" if s.seconds >= 1 else ""
+            yield f"| {s.name} | {s.minutes or ''} | {run} | {s.late} |"
+    yield ""
+
+
+def plan_of_questions(lesson: Lesson) -> Iterator[str]:
+    """The questions of lessons/quiz with their answers, for the end of the hour."""
+    questions = read_quiz(lesson.name)
+    if questions:
+        yield from ("## Questions for the end", "")
+    for k, one in enumerate(questions, start=1):
+        yield from (f"**{k}.** {one.question}", "", f"{one.answer}", "")
+
+
+class Question(NamedTuple):
+    """A question of the quiz and its answer, in Markdown."""
+
+    question: str
+    answer: str
+
+
+def read_quiz(name: str) -> list[Question]:
+    """The questions of a lesson, from lessons/quiz/NN_name.md; none where there is no such file.
+
+    Errors: UserError where a question has no answer.
+    """
+    path = LESSONS / "quiz" / f"{name}.md"
+    if not path.exists():
+        return []
+    parts = re.split(r"^\*\*\d+\.\*\* ", path.read_text(), flags=re.MULTILINE)[1:]
+    found = [
+        re.fullmatch(r"(.+?)<details><summary>Answer</summary>\n\n(.+?)</details>\s*", p, re.DOTALL) for p in parts
     ]
-    lines += ["to show are named by their ids and marked with the tag `demo`.", ""]
-    for name, shown, points, minutes in sections:
-        if shown or points or minutes:
-            lines += [f"## {name}" + (f" ({minutes} min)" if minutes else ""), ""]
-            lines += ["Show:", "", *shown, ""] if shown else []
-            lines += [*"\n\n".join(points).splitlines(), ""] if points else []
-    lines += [*plan_of_exercises(lesson)]
-    return "\n".join(lines).rstrip() + "\n"
+    if not all(found):
+        raise UserError(f"{path}: question {found.index(None) + 1} is not followed by a folded answer")
+    return [Question(one[1].strip(), one[2].strip()) for one in found if one]
 
 
 def plan_of_exercises(lesson: Lesson) -> Iterator[str]:

@@ -156,6 +156,7 @@ pic.show_masks(image / 255, target, hopper.class_names)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
+# late: show the finished file only, and let the run lengths be an exercise (saves 4)
 # Draw a 3 x 4 mask on the board and let the class dictate its run lengths. Nearly everybody goes along the rows first:
 # COCO comes from Matlab, where memory runs down the columns.
 #
@@ -261,6 +262,7 @@ figure
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
+# late: go from IoU straight to the curve; the matching by hand is an exercise (saves 4)
 # Let the class read the matrix: which detections are duplicates, which object is found badly, which not at all? Then ask
 # what a rule would have to do with a duplicate. (Call it wrong: each object can be found once.)
 

@@ -203,6 +203,7 @@ for name, setting in settings.items():
 
 # %% [markdown] tags=["instructor"]
 # minutes: 40
+# late: show levels and targets, and leave the derivation of GIoU to the notebook (saves 10)
 # Let the class predict before the picture of targets: which level gets the large square? (Two: the longest distance
 # depends on the location.) In the purple box the middle dot of stride 16 is positive too: its longest distance is
 # exactly 32, the limit that both ranges include.
@@ -460,6 +461,7 @@ pic.show_curves(dict(zip(losses, smooth, strict=True)), "step", "loss, mean of 2
 
 # %% [markdown] tags=["instructor"]
 # minutes: 5
+# late: skip, lesson 2 begins with a model that has learned (saves 5)
 # Run the cell while you talk about the loss. Ask what the first step's class loss tells about the initial bias of the
 # class logits (background with probability 0.99).
 
@@ -506,6 +508,7 @@ pic.show_targets(scene, few.points, few.assignment, boxes=truth["boxes"])
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
+# late: one deviation instead of all (saves 6)
 # Show both pictures of targets, this one (radius in pixels) and that of the rules above: why has nobody
 # any dots left? Then ask why BPR hardly notices the other mistakes: one location of an object is enough for it.
 #

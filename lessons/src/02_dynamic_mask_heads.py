@@ -408,6 +408,7 @@ pic.show_curves(means, "step of gradient descent", "IoU, mean of all starts")
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
+# late: show the curves, leave out the shares of the gradient (saves 4)
 # Ask for the loss of an empty mask: dice gives 1 whatever the size, a mean over pixels gives next to nothing
 # for a small object. Point out that this is one fit on one object with one learning rate, a demonstration and
 # no proof; let students change the object (`max` for `min`) or the number of steps. Dice summed over all masks at
@@ -448,6 +449,7 @@ pic.show_panels(panels, columns=5)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
+# late: one panel: the ReLU behind the last layer (saves 6)
 # Let students guess AP before each panel. Discuss which mistakes a shape check would find (none of these).
 
 # %% [markdown]
@@ -481,6 +483,7 @@ for part in (heads.mask_head, heads.mask_predictor):
 
 # %% [markdown] tags=["instructor"]
 # minutes: 6
+# late: skip, and leave depth 1 as a question for home (saves 6)
 # Why is depth 1 bad? Write it out: a weighted sum of x, y and features, then a threshold. Ask for the smallest
 # network that can draw a closed shape from x and y alone.
 

@@ -365,6 +365,7 @@ for way, values in rows.items():
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
+# late: show the one picture; the proof is in the notebook (saves 5)
 # Work through one row of cells on the board (stride 4, pixels 2, 6, 10, ...). Misconception: "aligned means exact". It
 # means: the same in training and inference, and exact where it ends at the pixels. With stride 8 and factor 2,
 # half-pixel upsampling keeps cells on their pixels, and the official one moves them by 2; nobody notices, as the
@@ -405,6 +406,7 @@ pic.show_panels(panels, columns=4)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
+# late: skip (saves 8)
 # Let the class match panels and names before reading on. The bottom branch upsamples too: `deviate` with
 # "upsample-from-corner" and `score_tiny` show that a coarse level which arrives half a cell late costs hardly any AP,
 # because the finest level still has the edges. Bugs of this size survive reviews; only a measurement in pixels finds
@@ -466,6 +468,7 @@ for name, factor in rows:
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
+# late: read out the last row of Table 3 and go on (saves 6)
 # What would make the miniature a proof? More seeds, images of several sizes in training, and error bars.
 # `condinst-edu reproduce condinst:table-3 --seeds 3` does the first.
 

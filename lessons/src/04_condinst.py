@@ -245,6 +245,7 @@ pic.show_label_maps(images[1], {"the target, at stride 4": example}, class_names
 
 # %% [markdown] tags=["instructor"]
 # minutes: 6
+# late: skip, the shipped model has none (saves 6)
 # The "smallest" rule matters where masks overlap, as people's annotations do; the exercise comes back to it.
 #
 # Why a sigmoid and not a softmax with a background class? Because the official code does, and the paper says nothing.
@@ -443,6 +444,7 @@ for name in ("nms-across-classes", "nms-unsorted"):
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
+# late: give both figures of Table 5 and go on (saves 6)
 # Ask what would be gained by leaving the boxes out: the box branch's time and loss. And what is lost: the GIoU loss
 # also trains the tower that the controller reads.
 
@@ -487,6 +489,7 @@ pic.show_bars(times, "milliseconds")
 
 # %% [markdown] tags=["instructor"]
 # minutes: 6
+# late: show the bars without the code (saves 4)
 # The bars change from machine to machine. Ask which of them grow with the number of instances (the last two), and
 # which with the size of the image (all).
 
@@ -526,6 +529,7 @@ pic.show_curves(curves, "instances", "milliseconds", at=counts)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 5
+# late: skip, and say: hardly (saves 5)
 # Ask where the lines would cross if the bottom branch were twice as wide: its cost is paid once, whatever comes.
 # Caution: this is torchvision's code on a CPU, where pasting the masks into the image is a large part.
 

@@ -442,6 +442,7 @@ pic.show_panels(panels, columns=3)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 5
+# late: skip (saves 5)
 # Let them sort the five by damage before the cell runs.
 
 # %% [markdown]
@@ -522,6 +523,7 @@ for name, values in results.items():
 
 # %% [markdown] tags=["instructor"]
 # minutes: 7
+# late: show the figure of the discs only (saves 4)
 # Also here: what happens to overlapping boxes, and to objects that a thin rail cuts in two? A crop does not mind either
 # of them. A box has no problem with occlusion, only with being wrong.
 
@@ -547,6 +549,7 @@ for name, value in fitted.items():
 
 # %% [markdown] tags=["instructor"]
 # minutes: 3
+# late: skip (saves 3)
 # Why is "full" the slowest row in the paper, and where did that show in our own table of times?
 
 # %% [markdown]

@@ -350,6 +350,7 @@ show_factored(image, instances[:3], class_names)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
+# late: skip where lesson 5 was given, which has it (saves 8)
 # The paper's "784 to 16" counts s alone. Let the class find what else the embedding carries (t: D K numbers).
 
 # %% [markdown]
@@ -394,6 +395,7 @@ with torch.no_grad():
 
 # %% [markdown] tags=["instructor"]
 # minutes: 6
+# late: say what came out, and go on (saves 4)
 # Let the class explain the two groups before reading on. What would have to change for the factors to matter? Larger
 # images and objects, more classes that look alike, stuff: the paper's gains in Table 2 are larger than in Table 1.
 

@@ -354,6 +354,7 @@ figure
 
 # %% [markdown] tags=["instructor"]
 # minutes: 10
+# late: one click in the widget in place of the figures (saves 5)
 # The map of IoUs is the best picture for "why a proposal branch". Compare with centre-ness (lesson 1): also a second
 # opinion on which locations to trust, learned from geometry there, from the network's own success here.
 
@@ -464,6 +465,7 @@ pic.show_panels(panels, columns=3)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 6
+# late: show the table, not the images (saves 3)
 # "Correct" is IoU above 0.5 here; the paper does not say what it counts. Convolutions do not mind the size of an image,
 # and Relative CoordConv is clipped at R. Which part of the network does mind? (Instance normalisation: its statistics
 # are of the whole map.) The official code cuts masks at a radius in its dense examples, but normalises over the whole map.

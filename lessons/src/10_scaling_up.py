@@ -305,6 +305,7 @@ figure
 
 # %% [markdown] tags=["instructor"]
 # minutes: 8
+# late: show that counting stops at 256, no more (saves 5)
 # Misconception: "bf16 is float16 with more range, so it is better". It has three bits fewer: counting stops at 256.
 # It needs no loss scaling, which is why it is the default wherever the GPU has it.
 
@@ -344,6 +345,7 @@ print("losses printed:", waits(lambda: [x.item() for x in model(images, targets)
 
 # %% [markdown] tags=["instructor"]
 # minutes: 7
+# late: skip where nobody has a GPU (saves 7)
 # Let the class guess the top operation first. Then: what would a GPU with free convolutions spend its time on?
 
 # %% [markdown]
@@ -381,6 +383,7 @@ print(f"{sum(equal)} of {len(equal)} tensors are the same to the last bit")
 
 # %% [markdown] tags=["instructor"]
 # minutes: 5
+# late: tell it instead of running it (saves 3)
 # What would break it? A data loader with a state, a seed from the clock, a schedule by time. And a checkpoint that is
 # written in place: killed while writing, it leaves nothing.
 

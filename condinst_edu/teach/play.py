@@ -1,0 +1,73 @@
+"""The demos of `make play`, each a page that fills the screen: click to segment, and thresholds of the fusion.
+
+A notebook of lessons/play holds one call of a function of this module; Voila shows what it returns and no code.
+"""
+
+from collections.abc import Callable
+
+import ipywidgets
+import torch
+from torch import Tensor
+
+from condinst_edu.teach.fusion import ExploreFusion, look_at
+from condinst_edu.teach.tiny import Trained, held_out, held_out_of, held_out_panoptic, load_tiny
+from condinst_edu.teach.widgets import ClickToSegment
+
+PAGES = {"condinst": "CondInst", "adaptis": "AdaptIS", "thresholds": "Panoptic fusion"}  # notebook: what it is called
+
+STYLE = """<style>
+.play { max-width: 1700px; margin: 0 auto; padding: 8px 16px; }
+.play nav { display: flex; flex-wrap: wrap; gap: 4px 20px; align-items: baseline; font: 16px sans-serif; }
+.play nav strong { font-size: 22px; }
+.play .what { font: 15px/1.4 sans-serif; margin: 2px 0 0; }
+.play .click-to-segment { font-size: 16px; }
+.play .click-to-segment > div:first-child { width: min(calc(100vh - 235px), 60vw); min-width: min(360px, 100%); }
+.play .click-to-segment canvas { width: 100%; image-rendering: pixelated; }
+.play .click-to-segment .hint { font-size: 14px; }
+.play .click-to-segment figure img { zoom: 1.5; image-rendering: pixelated; }
+.play .click-to-segment .panels { max-height: calc(100vh - 170px); overflow-y: auto; }
+.play .widget-html-content p { font-size: 18px; line-height: 1.4; white-space: normal; }
+.play .widget-image { width: min(100%, calc((100vh - 300px) * 1.45)); object-fit: contain; }
+@media (max-width: 700px) { .play .click-to-segment > div:first-child, .play .widget-image { width: 100%; } }
+</style>"""
+
+
+def click_page(name: str) -> ipywidgets.VBox:
+    """Click to segment with the shipped model "condinst" or "adaptis", and a slider over images it has not seen."""
+    trained = load_tiny(name)
+    images = held_out(30) if name == "condinst" else held_out_of(name, 30)
+    what = {
+        "condinst": "Click on an object: the location there writes 169 numbers, a tiny network that draws the object.",
+        "adaptis": "Click on a cell: the point's features steer one network, which draws the cell that it is on.",
+    }[name]
+    return page(name, what, len(images), 10, lambda k: click_on(trained, images[k][0] / 255))
+
+
+def click_on(trained: Trained, image: Tensor) -> ClickToSegment:
+    return ClickToSegment(trained.model, image, None, None, trained.class_names)
+
+
+def threshold_page() -> ipywidgets.VBox:
+    """The three thresholds of the panoptic fusion as sliders: segments of three images, quality over twenty."""
+    found = look_at(load_tiny("panoptic-condinst").model, held_out_panoptic(50), 20)  # type: ignore[arg-type]
+    what = "Move a threshold: which segments go, and what does it do to panoptic quality?"
+    return page("thresholds", what, 1, 0, lambda _: ExploreFusion(found, 3))
+
+
+def page(name: str, what: str, count: int, first: int, widget: Callable[[int], ipywidgets.Widget]) -> ipywidgets.VBox:
+    """A page of `PAGES`: links to the others, one line on what to do, and a widget, made anew for each image.
+
+    count: of images; first: index of the one to begin with; images are counted from 1 on the screen.
+    """
+    torch.set_num_threads(1)  # small maps: threads that wait for each other cost more than they save
+    links = [f"<strong>{t}</strong>" if n == name else f'<a href="{n}.ipynb">{t}</a>' for n, t in PAGES.items()]
+    head = ipywidgets.HTML(f'{STYLE}<nav>{" ".join(links)}</nav><p class="what">{what}</p>')
+    place = ipywidgets.VBox([widget(first)])
+    parts = [head, place]
+    if count > 1:
+        chosen = ipywidgets.IntSlider(first + 1, min=1, max=count, description="image", continuous_update=False)
+        chosen.observe(lambda change: setattr(place, "children", [widget(change["new"] - 1)]), names="value")
+        parts.insert(1, chosen)
+    whole = ipywidgets.VBox(parts)
+    whole.add_class("play")
+    return whole

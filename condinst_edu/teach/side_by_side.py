@@ -1,0 +1,115 @@
+"""The comparison that students ask for: CondInst, Mask R-CNN, SOLO and AdaptIS on one crowded image of shapes.
+
+The models are the shipped ones (`condinst-edu weights`): about as large, trained on the same data. One image is an
+illustration; what counts is the AP on all held-out images, which is on their cards.
+
+Legend: N detections, M objects, H, W image.
+"""
+
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from condinst_edu.datasets.coco import CocoDataset
+from condinst_edu.teach.pictures import show_panels
+from condinst_edu.teach.tiny import TINY, broken, load_tiny, read_card
+
+MODELS = {  # how each of them tells one object from another
+    "condinst": ("CondInst", "filters and an origin for each object"),
+    "mask-rcnn": ("Mask R-CNN", "features cut out at the box"),
+    "solo": ("SOLO", "a channel for each cell of a grid"),
+    "panoptic-adaptis": ("AdaptIS", "a point, whose features steer the head"),
+}
+
+
+class Comparison(NamedTuple):
+    """What a model makes of one image: masks (N, H, W) of its surest detections, and how they fit the truth.
+
+    N is the number of objects, M, or less: scores of different models mean different things, so no threshold is fair.
+    found: how many objects a detection of their class covers with an IoU above one half; iou: the mean of these;
+    milliseconds: for the image; ap: mask AP on the held-out images, from the model's card.
+    """
+
+    masks: Tensor
+    found: int
+    iou: float
+    milliseconds: float
+    ap: float
+
+
+def crowded(images: CocoDataset) -> int:
+    """Index of the image with the most objects whose box overlaps another's by an IoU above 0.2."""
+    counts = []
+    for i in range(len(images)):
+        boxes = images.target(i)["boxes"]
+        overlap = box_iou(boxes, boxes).fill_diagonal_(0)
+        counts.append(int((overlap > 0.2).any(dim=1).sum()) if len(boxes) else 0)
+    return counts.index(max(counts))
+
+
+def compare_models(
+    image: Tensor, target: Mapping[str, Tensor], names: Sequence[str] = tuple(MODELS)
+) -> dict[str, Comparison]:
+    """Run shipped models on an image (3, H, W) in [0, 1] with its target; {title: what came out}.
+
+    A model that is not there is left out. Errors: UserError where none is.
+    """
+    there = [name for name in names if name in TINY and broken(name) is None]
+    compared = {}
+    for name in there or names[:1]:
+        ap = read_card(name)["metrics"].get("mask", {}).get("AP", float("nan"))
+        compared[MODELS[name][0]] = compare(load_tiny(name).model, image, target, ap)
+    return compared
+
+
+@torch.no_grad()
+def compare(model: nn.Module, image: Tensor, target: Mapping[str, Tensor], ap: float) -> Comparison:
+    """One of them: see `compare_models`."""
+    model([image])  # the first run of a model is slower
+    begin = perf_counter()
+    (result,) = model([image])
+    milliseconds = 1000 * (perf_counter() - begin)
+    surest = result["scores"].argsort(descending=True)[: len(target["masks"])]
+    masks, labels = result["masks"][surest], result["labels"][surest]
+    hits = [iou for iou in matched_ious(masks, labels, target) if iou > 0]
+    return Comparison(masks, len(hits), sum(hits) / max(len(hits), 1), milliseconds, ap)
+
+
+def matched_ious(masks: Tensor, labels: Tensor, target: Mapping[str, Tensor]) -> list[float]:
+    """For detections by falling score, masks (N, H, W): the IoU with the object that each takes, 0 where it takes none.
+
+    An object is taken once, by the first detection of its class with an IoU above one half.
+    """
+    truth = target["masks"].flatten(1).float()  # (M, H * W)
+    taken: set[int] = set()
+    ious = []
+    for mask, label in zip(masks.flatten(1).float(), labels.tolist(), strict=True):
+        both = truth @ mask
+        iou = both / (truth.sum(dim=1) + mask.sum() - both)
+        free = (target["labels"] == label) & torch.tensor([k not in taken for k in range(len(truth))], dtype=torch.bool)
+        iou = iou * free
+        best = int(iou.argmax()) if len(iou) else -1
+        hit = best >= 0 and float(iou[best]) > 0.5
+        taken |= {best} if hit else set()
+        ious.append(float(iou[best]) if hit else 0.0)
+    return ious
+
+
+def show_comparison(image: Tensor, target: Mapping[str, Tensor], compared: Mapping[str, Comparison]) -> Figure:
+    """The image, the truth, and each model's masks, with the number that fits in the titles; prints a table."""
+    screen = Table("model", "tells objects apart by", "found", "IoU", "ms", "AP on its card")
+    ways, objects = dict(MODELS.values()), len(target["masks"])
+    panels = {"the image": (image, {}), f"truth: {objects} objects": (image, {"masks": target["masks"]})}
+    for title, one in compared.items():
+        ap = f"{one.ap:.3f}"
+        screen.add_row(title, ways[title], f"{one.found} of {objects}", f"{one.iou:.2f}", f"{one.milliseconds:.0f}", ap)
+        panels[f"{title}: {one.found} of {objects}"] = (image, {"masks": one.masks})
+    Console(width=110).print(screen)
+    return show_panels(panels, columns=3)

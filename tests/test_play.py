@@ -1,0 +1,121 @@
+"""`make play`: the pages in Python, and in a browser through Voila: shown, clicked, no code, no network."""
+
+import importlib.util
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_browser import ARGUMENTS, ROOT, find_browser
+
+from condinst_edu.teach import play
+from condinst_edu.teach.fusion import ExploreFusion
+from condinst_edu.teach.widgets import ClickToSegment
+
+FOLDER = ROOT / "lessons" / "play"
+
+
+def test_each_page_has_its_notebook_of_one_call() -> None:
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(play.PAGES)
+    for path in FOLDER.glob("*.ipynb"):
+        (cell,) = json.loads(path.read_text())["cells"]
+        assert cell["outputs"] == []
+        name, call = re.fullmatch(r"from condinst_edu.teach.play import (\w+)\n\n(\w+)\(.*\)", cell["source"]).groups()  # type: ignore[union-attr]
+        assert name == call
+        assert hasattr(play, name)
+
+
+@pytest.mark.parametrize("name", ["condinst", "adaptis"])
+def test_click_page_changes_image_and_answers(name: str) -> None:
+    head, slider, place = play.click_page(name).children
+    assert all(f"{other}.ipynb" in head.value for other in play.PAGES if other != name)
+    (widget,) = place.children
+    assert isinstance(widget, ClickToSegment)
+    before, picture = widget.overlay, widget.picture
+    widget.move(3, 3)
+    assert widget.overlay != before
+    slider.value = 2
+    assert place.children[0].picture != picture
+
+
+def test_threshold_page() -> None:
+    _, place = play.threshold_page().children
+    (widget,) = place.children
+    assert isinstance(widget, ExploreFusion)
+    before = widget.line.value
+    widget.min_score.value = 0.9
+    assert widget.line.value != before
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if importlib.util.find_spec("voila") is None:
+        pytest.skip("Voila is missing: pip install -e '.[play]'")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("play") / "play.log"
+    command = [sys.executable, str(ROOT / "tools" / "play.py"), f"--port={port}", "--no-browser"]
+    with log.open("wb") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/static/", timeout=5).close()
+            except urllib.error.HTTPError:
+                break  # it answers
+            except OSError:
+                assert server.poll() is None, log.read_text()
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/voila/render"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install -e '.[browser]'")
+    if find_browser() is None:
+        pytest.skip("no Chromium: install the system's package `chromium`")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1600, 900), (390, 800)])
+@pytest.mark.parametrize("name", list(play.PAGES))
+def test_page_in_a_browser(browser: Any, address: str, name: str, size: tuple[int, int], tmp_path: Path) -> None:
+    page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+    page.route(re.compile(r"^https?://(?!127\.0\.0\.1)"), lambda route: route.abort())  # no network
+    page.goto(f"{address}/{name}.ipynb", timeout=120_000)
+    shown = page.locator(".click-to-segment canvas, .widget-image").first
+    shown.wait_for(timeout=120_000)
+    assert page.locator(".jp-InputArea, .highlight pre").count() == 0  # no code
+    line = page.locator('p[role="status"]').first
+    before = line.inner_text()
+    if name == "thresholds":
+        handle = page.locator(".noUi-handle").first
+        handle.focus()
+        for _ in range(6):
+            handle.press("ArrowRight")
+    else:
+        shown.click(position={"x": 15, "y": 15})  # a corner is on no object
+    for _ in range(300):
+        if line.inner_text() != before:
+            break
+        page.wait_for_timeout(100)
+    assert line.inner_text() != before
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    box = shown.bounding_box()
+    assert box["width"] > 0.35 * size[0]
+    page.close()

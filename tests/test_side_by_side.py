@@ -1,0 +1,63 @@
+"""The comparison of models on one image: how detections are matched, and the shipped models."""
+
+import pytest
+import torch
+from torch import nn
+
+from condinst_edu.errors import UserError
+from condinst_edu.teach.side_by_side import MODELS, compare, compare_models, crowded, matched_ious, show_comparison
+from condinst_edu.teach.tiny import TINY, broken, held_out
+
+
+def stripes(*ends: tuple[int, int]) -> torch.Tensor:
+    """Masks (N, 6, 20) of columns from a to b."""
+    masks = torch.zeros(len(ends), 6, 20, dtype=torch.bool)
+    for mask, (a, b) in zip(masks, ends, strict=True):
+        mask[:, a:b] = True
+    return masks
+
+
+TARGET = {"masks": stripes((0, 10), (12, 20)), "labels": torch.tensor([1, 2])}
+
+
+def test_an_object_is_taken_once_by_its_own_class_above_one_half() -> None:
+    masks = stripes((0, 8), (0, 10), (12, 20), (12, 20), (12, 16))
+    labels = torch.tensor([1, 1, 1, 2, 2])
+    assert [round(iou, 6) for iou in matched_ious(masks, labels, TARGET)] == [0.8, 0, 0, 1, 0]
+    assert matched_ious(stripes((12, 16)), torch.tensor([2]), TARGET) == [0.0]  # one half is not above one half
+    assert matched_ious(masks, labels, {"masks": stripes(), "labels": torch.zeros(0)}) == [0.0] * 5
+    assert matched_ious(stripes(), torch.zeros(0), TARGET) == []
+
+
+class Fixed(nn.Module):
+    """Finds the same in every image."""
+
+    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        scores = torch.tensor([0.3, 0.9, 0.1])
+        return [{"scores": scores, "labels": torch.tensor([2, 1, 2]), "masks": stripes((12, 18), (0, 10), (12, 20))}]
+
+
+def test_as_many_detections_count_as_there_are_objects() -> None:
+    one = compare(Fixed(), torch.rand(3, 6, 20), TARGET, ap=0.5)
+    assert (one.found, round(one.iou, 6), one.ap) == (2, round((1 + 6 / 8) / 2, 6), 0.5)
+    assert torch.equal(one.masks, stripes((0, 10), (12, 18)))
+    empty = {"masks": stripes(), "labels": torch.zeros(0)}
+    assert compare(Fixed(), torch.rand(3, 6, 20), empty, ap=0.5)[1:3] == (0, 0.0)
+
+
+def test_the_shipped_models_on_the_most_crowded_image() -> None:
+    images = held_out(20)
+    index = crowded(images)
+    image, target = images[index][0] / 255, images.target(index)
+    compared = compare_models(image, target)
+    there = [title for name, (title, _) in MODELS.items() if name in TINY and broken(name) is None]
+    assert list(compared) == there
+    assert {"CondInst", "Mask R-CNN", "SOLO"} <= set(there)
+    assert compared["CondInst"].found >= 1
+    titles = [ax.get_title() for ax in show_comparison(image, target, compared).axes]
+    assert f"CondInst: {compared['CondInst'].found} of {len(target['masks'])}" in titles
+
+
+def test_no_model_at_all_is_said_in_words() -> None:
+    with pytest.raises(UserError, match="no-such-model"):
+        compare_models(torch.rand(3, 6, 20), TARGET, names=["no-such-model"])
