@@ -40,7 +40,8 @@ def test_adaptis_follows_section_7(name: str) -> None:
     # "Adam optimizer with the starting learning rate 5e-5 for pre-trained backbone and 1e-4 for all other parameters"
     assert (recipe.optimizer, recipe.lr, recipe.momentum, recipe.beta2) == ("adamw", 1e-4, 0.9, 0.999)
     assert (recipe.weight_decay, recipe.warmup, recipe.clip, recipe.schedule) == (0, 0, 0, "step")
-    assert args["backbone_options"] == {"weights": "IMAGENET1K_V1", "body_rate": 0.5}
+    assert args["backbone_options"] == {"weights": "IMAGENET1K_V1"}
+    assert recipe.backbone_lr == 0.5
     for epoch, factor in ((0, 1), (drops[0] - 0.1, 1), (drops[0] + 0.1, 0.1), (drops[1] + 0.1, 0.01)):
         assert rate_factor(recipe, round(epoch / epochs * recipe.iterations)) == pytest.approx(factor), epoch
     assert recipe.train_panoptic is not None

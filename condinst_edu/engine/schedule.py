@@ -7,24 +7,28 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from condinst_edu.engine.recipe import Recipe
-from condinst_edu.layers.deeplab import DeepLab
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """SGD or AdamW; the weights and biases of normalisation layers are not decayed, as in the official code.
 
-    The ResNet of a DeepLab has its share of the learning rate.
+    With `backbone_lr`, the backbone has a rate of its own, or those of its parts that it names as `pretrained`.
     """
-    share = {p: net.body_rate for net in model.modules() if isinstance(net, DeepLab) for p in net.body()}
-    parts: dict[tuple[bool, float], list[Tensor]] = {(False, 1.0): [], (True, 1.0): []}
+    slow: set[int] = set()
+    for name, backbone in model.named_modules():
+        if recipe.backbone_lr != 1 and name.split(".")[-1] == "backbone":
+            parts = [getattr(backbone, part) for part in getattr(backbone, "pretrained", ())] or [backbone]
+            slow |= {id(p) for part in parts for p in part.parameters()}
+    kinds: dict[tuple[bool, bool], list[Tensor]] = {(s, n): [] for s in (False, True) for n in (False, True)}
     for module in model.modules():
         norm = isinstance(module, nn.GroupNorm | nn.modules.batchnorm._BatchNorm)
         for p in module.parameters(recurse=False):
             if p.requires_grad:
-                parts.setdefault((norm, share.get(p, 1.0)), []).append(p)
+                kinds[id(p) in slow, norm].append(p)
     groups = [
-        {"params": params, "weight_decay": 0.0 if norm else recipe.weight_decay, "share": rate}
-        for (norm, rate), params in parts.items()
+        {"params": kinds[s, n], "weight_decay": (1 - n) * recipe.weight_decay, "share": recipe.backbone_lr if s else 1}
+        for s, n in kinds
+        if slow or not s
     ]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
@@ -48,7 +52,7 @@ def rate_factor(recipe: Recipe, iteration: int) -> float:
 
 def set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, iteration: int) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = recipe.lr * group.get("share", 1.0) * rate_factor(recipe, iteration)
+        group["lr"] = recipe.lr * rate_factor(recipe, iteration) * group.get("share", 1)  # of older runs without
 
 
 def average(model: nn.Module, decay: float) -> AveragedModel:

@@ -3,14 +3,10 @@
 Source: adaptis:table-2 (figure 8 of the paper; sizes as in the official code).
 """
 
-from collections.abc import Iterator
-from itertools import chain
-
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from torch.nn import Parameter
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 
@@ -28,11 +24,12 @@ class DeepLab(nn.Module):
     """(B, 3, H, W) -> (B, out_channels, H / 4, W / 4), H and W divisible by 8.
 
     name: a torchvision ResNet or ResNeXt with bottleneck blocks, whose last two stages stay at stride 8; weights: one
-    of torchvision's names or None; rates: dilations of the context module; skip_channels: of the features at stride 4;
-    body_rate: learning rate of the ResNet, as a share of all else's (adaptis:table-2: half). `stride` is 4.
+    of torchvision's names or None; rates: dilations of the context module; skip_channels: of the features at stride 4.
+    `stride` is 4; `pretrained` names the parts that weights are for.
     """
 
     stride = 4
+    pretrained = ("stem", "fine", "coarse")
 
     def __init__(
         self,
@@ -41,10 +38,8 @@ class DeepLab(nn.Module):
         rates: tuple[int, ...] = (12, 24, 36),
         out_channels: int = 256,
         skip_channels: int = 32,
-        body_rate: float = 1.0,
     ) -> None:
         super().__init__()
-        self.body_rate = body_rate
         body = torchvision.models.get_model(name, weights=weights, replace_stride_with_dilation=[False, True, True])
         self.stem = nn.Sequential(body.conv1, body.bn1, body.relu, body.maxpool)
         self.fine = body.layer1  # stride 4
@@ -59,10 +54,6 @@ class DeepLab(nn.Module):
         self.decoder = nn.Sequential(
             separable_block(out_channels + skip_channels, out_channels), separable_block(out_channels, out_channels)
         )
-
-    def body(self) -> Iterator[Parameter]:
-        """The ResNet's parameters."""
-        return chain(*(part.parameters() for part in (self.stem, self.fine, self.coarse)))
 
     def forward(self, x: Tensor) -> Tensor:
         fine = self.fine(self.stem(x))  # (B, C2, H / 4, W / 4)

@@ -46,7 +46,7 @@ def adaptis(
     model_args: dict[str, Any] = {
         "num_things": num_things,
         "backbone": name,
-        "backbone_options": {"weights": "IMAGENET1K_V1", "body_rate": 0.5},
+        "backbone_options": {"weights": "IMAGENET1K_V1"},
         "head": {"width": 128, "radius": 280.0, "distance": True},
         "branch_width": 192,
         "points": points,
@@ -64,6 +64,7 @@ def adaptis(
         batch_size=batch_size,
         optimizer="adamw",
         lr=1e-4,
+        backbone_lr=0.5,
         beta2=0.999,
         weight_decay=0.0,
         milestones=tuple(epoch / epochs for epoch in drops),

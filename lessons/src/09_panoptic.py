@@ -532,7 +532,7 @@ without = quality_at(found, min_stuff=0)["Stuff"]["pq"]
 print(f"2. PQ of stuff: {scores['Stuff']['pq']:.3f}, without a least area {without:.3f}")
 print(f"3. logits every {model.stride} pixels, loss every {model.loss_stride}")
 for entry in papers.ERRATA.values():
-    if "condinst:table-9" in entry.items:
+    if "condinst:table-9" in entry.items and entry.where == "Table 9":
         print(f"4. {entry.says} {entry.finding} Witness: {entry.witness()}")
 
 # %% [markdown]
