@@ -559,7 +559,8 @@ pic.show_panels({name: (photo, {"masks": mask[None]}) for name, mask in masks.it
 
 # %% [markdown]
 # And each one's way to *all* objects: boxes or scores sorted out by NMS (CondInst), point after point until the picture
-# is full (AdaptIS), NMS of masks (SOLO). A truth's IoU is that of the mask that fits it best:
+# is full (AdaptIS), NMS of masks (SOLO). A truth's IoU is that of the mask that fits it best. Compare the ways, not the
+# figures: the three were not trained alike (`condinst-edu weights`).
 
 # %% tags=["demo"]
 from condinst_edu.teach.scoring import mask_iou
