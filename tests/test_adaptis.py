@@ -324,10 +324,10 @@ def test_proposals_are_trained_second(soft_labels: bool) -> None:
 
 def test_losses_are_those_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
     """FL is -(1 - p)^2 log p and BCE -log p, the mean over pixels; ignored ones count for none of them."""
-    logits, masks = random(2, 3, 4), torch.randint(-1, 2, (2, 3, 4), generator=seeded(3)).double()
+    logits, masks = random(2, 3, 4).requires_grad_(), torch.randint(-1, 2, (2, 3, 4), generator=seeded(3)).double()
     for loss, gamma in (("focal", 2), ("bce", 0)):
         expected = [naive.focal(z, t, gamma).mean() for z, t in zip(logits, masks, strict=True)]
-        same(tiny(loss=loss).mask_loss(logits, masks), torch.stack(expected))
+        same_gradients(tiny(loss=loss).mask_loss(logits, masks), torch.stack(expected), [logits])
 
 
 def test_wrong_arguments() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import GOLDEN, ROOT, check_gradients, enliven, random_targets, same, seeded, tiny_condinst
+from helpers import GOLDEN, ROOT, check_gradients, enliven, gradients, random_targets, same, seeded, tiny_condinst
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -319,7 +319,12 @@ def test_concatenating_branch_by_steps() -> None:
     weight, bias = branch.logits.weight[:, :, 0, 0], branch.logits.bias
     assert weight.shape == (6, 24)
     expected = torch.stack([naive.panoptic_branch([x[b] for x in pyramid], weight, bias) for b in range(2)])
-    same(branch([*pyramid, torch.zeros(0)]), expected)  # P6 is not read
+    result = branch([*pyramid, torch.zeros(0)])  # P6 is not read
+    same(result.detach(), expected.detach())
+    direction = torch.randn(result.shape, generator=seeded(9), dtype=torch.float64)
+    ours, theirs = (gradients((y * direction).sum(), list(branch.parameters())) for y in (result, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        same(a, b)
     assert len(list(branch.parameters())) == 2
 
 

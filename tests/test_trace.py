@@ -11,6 +11,7 @@ from condinst_edu.cli import run
 from condinst_edu.papers import ERRATA, ITEMS, TABLES, errata, notation, tables, trace
 from condinst_edu.papers.forms import anchor
 from condinst_edu.papers.miniatures import MINIATURES
+from condinst_edu.teach.lessons import lesson_names, read_lesson
 
 
 def test_nothing_is_lost() -> None:
@@ -65,6 +66,12 @@ def test_statuses() -> None:
         assert entry.is_table or entry.status in ("equal", "tested", "we differ"), entry.id
         assert not entry.is_table or entry.status in ("miniature", "recipe", "figures"), entry.id
         assert entry.status != "miniature" or entry.id in MINIATURES, entry.id
+
+
+@pytest.mark.parametrize("name", lesson_names())
+def test_lessons_cite_what_their_headers_promise(name: str) -> None:
+    for id in read_lesson(name).papers:
+        assert f"lessons/{name}.ipynb" in {notebook for notebook, _ in trace.sections_on(id)}, id
 
 
 def test_lessons_are_found_by_what_they_cite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

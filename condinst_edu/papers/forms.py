@@ -66,7 +66,7 @@ class Item:
 
     @property
     def is_table(self) -> bool:
-        """Whether it is a table: tables have no naive form."""
+        """Whether it is a table: of tables no naive form is asked."""
         return ":table-" in self.id
 
 

@@ -298,7 +298,8 @@ pic.show_panels(panels, columns=3)
 # The head's logits have stride $s$; masks need pixels (`condinst:upsampling`). A cell's number belongs to pixel
 # $s i + \lfloor s/2 \rfloor$, so pixel $k$ has to read the map at $(k - \lfloor s/2 \rfloor) / s$. `aligned_upsample` by a
 # factor $f$ reads at $(k - \lfloor f/2 \rfloor) / f$: with $f = s$ that is it. PyTorch's default for bilinear
-# interpolation, half-pixel centres, reads at $(k + \frac{1}{2}) / f - \frac{1}{2}$ instead.
+# interpolation, half-pixel centres, reads at $(k + \frac{1}{2}) / f - \frac{1}{2}$ instead; DR1Mask, whose cells stand
+# for other pixels, at $k / f$ (`dr1mask:aligned-upsampling`, lesson 6).
 #
 # To see what that does, we take "logits" that are right by construction (the distance to a disc's outline, at the
 # cells' own pixels, stride 8), upsample them by 8 in five ways, and measure how far the mask's mass centre is off.
