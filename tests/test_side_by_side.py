@@ -5,8 +5,16 @@ import torch
 from torch import nn
 
 from condinst_edu.errors import UserError
-from condinst_edu.teach.side_by_side import MODELS, compare, compare_models, crowded, matched_ious, show_comparison
-from condinst_edu.teach.tiny import TINY, broken, held_out
+from condinst_edu.teach.side_by_side import (
+    MODELS,
+    compare,
+    compare_models,
+    crowded,
+    matched_ious,
+    show_comparison,
+    table_of,
+)
+from condinst_edu.teach.tiny import ROOT, TINY, broken, held_out, read_card
 
 
 def stripes(*ends: tuple[int, int]) -> torch.Tensor:
@@ -56,6 +64,12 @@ def test_the_shipped_models_on_the_most_crowded_image() -> None:
     assert compared["CondInst"].found >= 1
     titles = [ax.get_title() for ax in show_comparison(image, target, compared).axes]
     assert f"CondInst: {compared['CondInst'].found} of {len(target['masks'])}" in titles
+    heads, *rows = table_of(len(target["masks"]), compared)
+    assert [row[0] for row in rows] == there
+    assert {len(row) for row in (heads, *rows)} == {6}
+    text = (ROOT / "docs" / "comparison.md").read_text()
+    for name in (name for name, (title, _) in MODELS.items() if title in there):
+        assert f"{read_card(name)['metrics']['mask']['AP']:.3f}" in text  # the page is that of these models
 
 
 def test_no_model_at_all_is_said_in_words() -> None:
