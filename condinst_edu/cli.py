@@ -481,7 +481,7 @@ def reproduce(arguments: list[str]) -> None:
         set: UseAppendAction[tuple[str, ...]] = ()
         """Replace an argument of every row's model, KEY=VALUE, as in train; may be repeated."""
         scratch: bool = False
-        """Start from random weights; else models of shapes start with the backbone of the shipped tiny FCOS."""
+        """Start from random weights; else models of shapes start from the shipped tiny FCOS, which finds boxes."""
         publish: bool = False
         """Store the result in condinst_edu/papers/results too, where the page of them all takes it from."""
 

@@ -30,7 +30,14 @@ SMALL = (
     "bottom.channels=8",
     "bottom.convs=1",
 )
-TOY = ("backbone_options.width=4", "backbone_options.depth=1", "branch_width=4", "points=2", "limit=2")
+TOY = (
+    "backbone_options.width=4",
+    "backbone_options.depth=1",
+    "backbone_options.finest=0",
+    "branch_width=4",
+    "points=2",
+    "limit=2",
+)
 SMALLER = {
     "shapes-condinst": SMALL,
     "shapes-dr1mask": (*SMALL[:3], "basis.width=4"),
@@ -274,21 +281,28 @@ def test_publish_stores_the_result_in_the_repository(
     assert result["command"] == "condinst-edu reproduce condinst:table-4 --seeds 2 --iterations 5"
 
 
-def test_models_start_with_the_trained_backbone(tmp_path: Path) -> None:
-    """The backbone is the tiny FCOS's, all else random, another for each seed; other widths need --scratch."""
-    recipe = dataclasses.replace(get_recipe("shapes-condinst"), data=SAMPLE)
-    starts = []
-    for seed in range(2):
-        miniature.write_start(dataclasses.replace(recipe, seed=seed), tmp_path / f"{seed}.safetensors")
-        starts.append(load_model(tmp_path / f"{seed}.safetensors").model.state_dict())
+def test_models_start_from_the_tiny_fcos(tmp_path: Path) -> None:
+    """All that a model shares with it is its own, the pyramid level by level; the rest is random, seed by seed."""
     trained = load_tiny("fcos").model.state_dict()
-    backbone = {name for name in trained if name.startswith("backbone.")}
-    assert backbone
-    assert all(torch.equal(starts[0][f"fcos.{name}"], trained[name]) for name in backbone)
-    assert not torch.equal(starts[0]["bottom.tower.2.weight"], starts[1]["bottom.tower.2.weight"])
-    assert not torch.equal(starts[0]["fcos.head.box_distances.weight"], trained["head.box_distances.weight"])
-    with pytest.raises(UserError, match=r"fcos\.safetensors belongs to another model"):
-        miniature.write_start(override_model(recipe, SMALL[:1]), tmp_path / "other.safetensors")
+    for name, prefix in (("condinst", "fcos."), ("panoptic-dr1mask", "instances.fcos."), ("solo", "")):
+        recipe = dataclasses.replace(get_recipe(f"shapes-{name}"), data=SAMPLE)
+        starts = []
+        for seed in range(2):
+            miniature.write_start(dataclasses.replace(recipe, seed=seed), tmp_path / "start.safetensors")
+            starts.append(load_model(tmp_path / "start.safetensors").model.state_dict())
+        for key, tensor in trained.items():
+            if key.startswith("head.") and name == "solo":
+                continue
+            for level in (2, 1, 0):  # P5 is the last in both
+                key = key.replace(f"fpn.lateral.{level}", f"fpn.lateral.{level + 1}")
+                key = key.replace(f"fpn.output.{level}", f"fpn.output.{level + 1}")
+            assert torch.equal(starts[0][prefix + key], tensor)
+        random = {key for key in starts[0] if not torch.equal(starts[0][key], starts[1][key])}
+        assert {f"{prefix}fpn.lateral.0.weight"} < random
+        assert not random & {prefix + key for key in trained if not key.startswith(("fpn", "head"))}
+    recipe = override_model(dataclasses.replace(get_recipe("shapes-condinst"), data=SAMPLE), SMALL[:1])
+    with pytest.raises(UserError, match="does not fit this model: --scratch starts without it"):
+        miniature.write_start(recipe, tmp_path / "other.safetensors")
 
 
 def test_shapes_are_written_where_they_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,9 @@ from condinst_edu.engine.recipe import Recipe, build_model, override_model
 from condinst_edu.engine.threads import choose_threads, probe_rate
 from condinst_edu.engine.train import open_split, train
 from condinst_edu.errors import UserError
+from condinst_edu.fcos import FCOS
 from condinst_edu.files import whole_file, writable_folder
-from condinst_edu.layers.backbones import Backbone
+from condinst_edu.layers.fpn import FPN
 from condinst_edu.papers.claims import judge, spread_text
 from condinst_edu.papers.forms import cell_text
 from condinst_edu.papers.miniatures import DEFAULT, MINIATURES, Miniature, Row, find_miniature, label, printed
@@ -66,7 +67,7 @@ class Settings:
     budget: float | None = None
     """Seconds for all of it, in place of a number of iterations."""
     scratch: bool = False
-    """Start from random weights, where else the backbone is that of the shipped tiny FCOS."""
+    """Start from random weights, where else boxes are those of the shipped tiny FCOS."""
     publish: bool = False
     """Store the result in the repository too."""
 
@@ -102,7 +103,9 @@ def check_settings(settings: Settings) -> None:
 def base_recipe(miniature: Miniature, settings: Settings) -> Recipe:
     """The recipe that all rows of a table start from."""
     recipe = override_model(get_recipe(miniature.recipe), settings.extra)
-    changes: dict[str, Any] = {"data": settings.data, "save_every": 50, **miniature.changes}
+    changes: dict[str, Any] = {"data": settings.data, "save_every": 50, "batch_size": 4, **miniature.changes}
+    if has_start(recipe, settings):
+        changes["lr"] = 3e-3  # less than from random weights
     return dataclasses.replace(recipe, iterations=settings.iterations or miniature.iterations, **changes)
 
 
@@ -212,24 +215,36 @@ class Run:
 
 
 def has_start(recipe: Recipe, settings: Settings) -> bool:
-    """Whether a model begins with the tiny FCOS's backbone."""
+    """Whether a model begins with what the tiny FCOS has learned."""
     return recipe.drawn == "none" and not settings.scratch
 
 
 def write_start(recipe: Recipe, path: Path) -> None:
-    """Weights to begin with: the recipe's random ones, but for the backbone, which is the shipped tiny FCOS's.
+    """Weights to begin with: the recipe's random ones, but for those that it shares with the shipped tiny FCOS.
 
-    (The papers' begin with a backbone from ImageNet.) Errors: UserError where the recipe's backbone is another one.
+    So boxes are found from the beginning, and what is compared is masks. SOLO, which has no head of FCOS's, takes
+    backbone and pyramid. Errors: UserError where the recipe's own are of another size.
     """
     from condinst_edu.teach.tiny import load_tiny  # here: it has figures of this package
 
     dataset = open_split(recipe, "train")
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, len(dataset.category_ids), recipe.model_args)
-    (backbone,) = (module for module in model.modules() if isinstance(module, Backbone))
-    trained = load_tiny("fcos").model.backbone
-    assert isinstance(trained, Backbone)
-    load_state(backbone, trained.state_dict(), Path("data/checkpoints/fcos.safetensors"))
+    detector = next((module for module in model.modules() if isinstance(module, FCOS)), None)
+    state = (detector or model).state_dict()
+    pyramid = next(module for module in model.modules() if isinstance(module, FPN))
+    trained = load_tiny("fcos").model
+    shift = len(pyramid.lateral) - len(get_recipe("shapes-fcos").model_args["levels"])  # levels below FCOS's
+    for name, tensor in trained.state_dict().items():
+        part, _, rest = name.partition(".")
+        if part == "head" and detector is None:
+            continue
+        if part == "fpn":
+            kind, level, last = rest.split(".")
+            name = f"fpn.{kind}.{int(level) + shift}.{last}"
+        if name not in state or state[name].shape != tensor.shape:
+            raise UserError(f"{name} of the tiny FCOS does not fit this model: --scratch starts without it")
+        state[name].copy_(tensor)
     save_model(path, model, recipe, dataset.category_ids, dataset.class_names)
 
 
@@ -307,7 +322,7 @@ def card(
         "command": command(name, settings, len(runs)),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "recipe": MINIATURES[name].recipe,
-        "start": "backbone of data/checkpoints/fcos" if has_start(recipe, settings) else "random weights",
+        "start": "data/checkpoints/fcos" if has_start(recipe, settings) else "random weights",
         "data": "condinst-edu data shapes" if recipe.drawn == "none" else f"drawn {recipe.drawn}",
         "seeds": len(runs),
         "iterations": recipe.iterations,

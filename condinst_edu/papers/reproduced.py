@@ -29,7 +29,8 @@ Each row is a tiny model, trained for some seconds on drawn images and scored on
 run can tell which way a figure goes from row to row, not how large it is: the paper's figures, from COCO or Cityscapes
 and from days of GPUs, stand beside ours for comparison of their order only.
 
-Models of shapes start with the backbone of the shipped tiny FCOS, as the papers' start with one from ImageNet.
+Models of shapes start from the shipped tiny FCOS, as the papers' start with a backbone from ImageNet: boxes are found
+from the beginning, and what is compared is masks. SOLO, which has another head, takes its backbone and pyramid.
 
 **How a claim is judged.** One row is ahead of another where, of all ways to deal the two rows' figures to them, at most
 1 in 20 gives as large a lead. With three seeds each that asks that all seeds of the one lie above all of the other.
@@ -177,7 +178,7 @@ def plot(result: Result, path: Path) -> None:
             values = row["scores"][ours]
             axes[-1].plot([sum(values) / len(values)], [i], "|", color="tab:blue", markersize=16)
             axes[-1].plot(values, [i] * len(values), "o", color="tab:blue", alpha=0.6, markersize=5)
-        axes[-1].set_xlabel(f"ours: {ours}, a point for each seed, a line at their mean")
+        axes[-1].set_xlabel(f"ours: {ours} (points: seeds, line: mean)")
         axes[0].set_yticks(range(len(rows)), [row["name"] for row in rows])
         axes[0].set_ylim(len(rows) - 0.5, -0.5)
         for axis in axes:

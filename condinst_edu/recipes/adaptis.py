@@ -2,12 +2,11 @@
 
     torchrun --nproc-per-node 2 -m condinst_edu.cli train cityscapes-adaptis-r50 --device cuda
 
-Epochs, batches, crops, sizes and milestones are the paper's; the proposal branch is trained afterwards, 10 epochs:
---start runs/.../model.safetensors --set stage=proposals --set points=48. What differs: one learning rate for all, where
-the paper halves the backbone's, and no jitter of colour. `condinst-edu data cityscapes` writes Cityscapes' panoptic
-files; Mapillary's download (version 1.2) has them, and `condinst-edu data mapillary` writes them where they are
-missing (beside version 2.0 they lie in training/v1.2: --train-json, --train-panoptic and so on say so). None of these
-recipes has been run to its end here.
+Epochs, batches, crops, sizes, rates and milestones are the paper's, but for the jitter of colour on Cityscapes; the
+proposal branch is trained afterwards, 10 epochs: --start runs/.../model.safetensors --set stage=proposals --set
+points=48. `condinst-edu data cityscapes` writes Cityscapes' panoptic files; Mapillary's download (version 1.2) has
+them, and `condinst-edu data mapillary` writes them where they are missing (beside version 2.0 they lie in
+training/v1.2: --train-json, --train-panoptic and so on say so). None of these recipes has been run to its end here.
 """
 
 from pathlib import Path
@@ -52,6 +51,7 @@ def adaptis(
         batch_size=batch_size,
         optimizer="adamw",
         lr=1e-4,
+        backbone_lr=0.5,
         beta2=0.999,
         weight_decay=0.0,
         milestones=tuple(epoch / epochs for epoch in drops),
