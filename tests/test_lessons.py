@@ -12,7 +12,7 @@ from nbclient.exceptions import CellExecutionError
 
 from condinst_edu.bench import Bench, run_bench
 from condinst_edu.errors import UserError
-from condinst_edu.teach import lessons, notebooks
+from condinst_edu.teach import demo_notebooks, lessons, notebooks
 from condinst_edu.teach.deviations import DEVIATIONS
 from condinst_edu.teach.exercises import EXERCISES
 from condinst_edu.teach.notebooks import LESSONS, lesson_names, read_lesson, student_notebook
@@ -153,6 +153,38 @@ def test_every_lesson_has_three_to_five_questions_with_answers() -> None:
             assert cell["source"].index(one.question) < cell["source"].index(one.answer)
 
 
+def test_what_a_cell_uses_defines_and_changes() -> None:
+    source = "import a.b\nfrom c import d as e\nx = f(y)\ny.append(1)\nz[0].k = 2\ndef g(q): return h(q)\nprint(x)"
+    uses, defines, changes = demo_notebooks.names_in(source)
+    assert {"f", "y", "h"} <= uses
+    assert defines == {"a", "e", "x", "g"}
+    assert changes == {"y", "z"}
+
+
+def test_the_projector_gets_what_is_shown_and_what_that_needs(trial: Path) -> None:
+    text = trial.read_text()
+    extra = "# %%\na = 3\n\n# %%\nunused = 4\n\n# %%\nb = [a]\n\n# %%\nb.append(1)\n\n"
+    trial.write_text(
+        text.replace("1 + 1\n", "len(b)\n").replace('# %% tags=["hide-input"', extra + '# %% tags=["hide-input"')
+    )
+    cells = demo_notebooks.demo_notebook(read_lesson("99_trial"))["cells"]
+    code = [(c["source"], "jupyter" in c["metadata"]) for c in cells if c["cell_type"] == "code"]
+    assert code[1:4] == [("a = 3", True), ("b = [a]", True), ("b.append(1)", True)]
+    assert code[4][0] == "len(b)"
+    assert len(code) == 5
+    assert [c["source"] for c in cells if c["cell_type"] == "markdown"][1] == "## The idea (`condinst:eq-2`)"
+
+
+@pytest.mark.parametrize("name", lesson_names())
+def test_every_lesson_is_shorter_on_the_projector(name: str) -> None:
+    lesson = read_lesson(name)
+    cells = demo_notebooks.demo_notebook(lesson)["cells"]
+    sources = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+    shown = [cell["source"].strip() for cell in lesson.cells if notebooks.SHOWN & set(notebooks.tags(cell))]
+    assert [source for source in sources if source in shown] == shown
+    assert len(cells) < 0.7 * len(student_notebook(lesson)["cells"])
+
+
 def test_a_question_without_an_answer_is_refused(trial: Path, folder: Path) -> None:
     (folder / "quiz").mkdir()
     (folder / "quiz" / "99_trial.md").write_text("# Questions: 99. A trial\n\n**1.** Why?\n")
@@ -176,7 +208,7 @@ def test_measured_seconds_are_noted_and_shown(folder: Path, trial: Path) -> None
     lessons.note_seconds("99_trial", lessons.Timing(9, 8, "l99-c04", 1, {"l99-c04": 8.04, "l99-c01": 0.01}))
     assert json.loads((folder / "instructor" / "seconds.json").read_text()) == {"99_trial": {"l99-c04": 8.0}}
     plan = notebooks.instructor_plan(read_lesson("99_trial"))
-    assert "beforehand (8 s);" in plan
+    assert "beforehand (8 s), or" in plan
     assert "| The idea (`condinst:eq-2`) | 9 | 8 s |" in plan
 
 
