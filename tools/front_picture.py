@@ -3,7 +3,6 @@
 python tools/front_picture.py
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ def main() -> None:
     seen = look(model, image)
     segments = [seen.segment_at(x, y) for x, y in POINTS]
     figure = Figure(figsize=(11, 4.6), facecolor="white", layout="constrained")
-    left, middle, right = figure.subfigures(1, 3, width_ratios=[4.4, 4.6, 4.4])
+    left, middle, right = figure.subfigures(1, 3, width_ratios=[4.4, 4.6, 4.4], squeeze=False).flat
     shown, drawn = left.subplots(), right.subplots()
     draw_image(shown, image)
     painted = image.clone()
@@ -40,15 +39,15 @@ def main() -> None:
     shown.set_title("one image, one network,\nthree locations that found an object", fontsize=11)
     drawn.set_title("run on features that all share, counted\nfrom its location, each draws its object", fontsize=11)
     middle.suptitle("at each location the network writes\n169 numbers: a tiny network of its own", fontsize=11)
-    for k, (part, segment) in enumerate(zip(middle.subfigures(3, 1), segments, strict=True)):
+    for k, (part, segment) in enumerate(zip(middle.subfigures(3, 1, squeeze=False).flat, segments, strict=True)):
         part.set_facecolor((*COLORS(k)[:3], 0.35))
-        draw_network(part, segment.theta, model.mask_head.channels)
+        draw_network(part, segment.theta)
     figure.savefig(OUT, dpi=120)
 
 
-def draw_network(figure: SubFigure, theta: Tensor, channels: Sequence[int]) -> None:
+def draw_network(figure: SubFigure, theta: Tensor) -> None:
     """The weights and biases of each layer, blue to red."""
-    weights, biases = split_parameters(theta[None], channels)
+    weights, biases = split_parameters(theta[None], (10, 8, 8, 1))
     blocks = [block for w, b in zip(weights, biases, strict=True) for block in (w[0], b[0][:, None])]
     limit = float(theta.abs().quantile(0.97))
     for axes, block in zip(

@@ -1,10 +1,4 @@
-"""A lesson's notebook for the projector: the cells that are shown in class, and folded, whatever these need to run.
-
-What a cell needs is read off its names: a cell is kept if a later kept one uses a name that it defines or changes.
-"""
-
-import ast
-from typing import Any
+"""A lesson's notebook for the projector: the cells that are shown in class, and folded, the code between them."""
 
 from condinst_edu.teach.notebooks import (
     MARKDOWN,
@@ -46,42 +40,7 @@ def demo_notebook(lesson: Lesson) -> Notebook:
 
 
 def needed(lesson: Lesson) -> set[int]:
-    """Indices of the code cells to show and of those that they need, directly or through others."""
-    kept: set[int] = set()
-    wanted: set[str] = set()
-    for i, cell in reversed(list(enumerate(lesson.cells))):
-        if cell["cell_type"] != "code" or LEFT_OUT & set(tags(cell)):
-            continue
-        uses, defines, changes = names_in(cell["source"])
-        if SHOWN & set(tags(cell)) or wanted & (defines | changes):
-            kept.add(i)
-            wanted = (wanted - defines) | uses
-    return kept
-
-
-def names_in(source: str) -> tuple[set[str], set[str], set[str]]:
-    """The names that a cell uses, those that it defines, and those whose objects it changes: x.fit(), x[0] = 1."""
-    tree = ast.parse(source)
-    uses, defines, changes = set(), set(), set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            (uses if isinstance(node.ctx, ast.Load) else defines).add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            defines.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            defines |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
-            changes.add(root(node))
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            changes.add(root(node.value.func))
-    imported = {"torch", "pic", "plt", "print"}  # calling these changes nothing that a later cell reads
-    return uses, defines, changes - imported - {""}
-
-
-def root(node: Any) -> str:
-    """The name at the beginning of a.b[0].c; empty where there is none, and for a plain call of a function."""
-    if isinstance(node, ast.Name):
-        return ""
-    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
-        node = node.func if isinstance(node, ast.Call) else node.value
-    return node.id if isinstance(node, ast.Name) else ""
+    """Indices of the code cells up to the last one to show, but for exercises, which nothing else needs."""
+    code = [i for i, cell in enumerate(lesson.cells) if cell["cell_type"] == "code" and not LEFT_OUT & set(tags(cell))]
+    last = max((i for i in code if SHOWN & set(tags(lesson.cells[i]))), default=-1)
+    return {i for i in code if i <= last}

@@ -33,11 +33,13 @@ class Comparison(NamedTuple):
     """What a model makes of one image: masks (N, H, W) of its surest detections, and how they fit the truth.
 
     N is the number of objects, M, or less: scores of different models mean different things, so no threshold is fair.
-    found: how many objects a detection of their class covers with an IoU above one half; iou: the mean of these;
+    drawn: how many objects a detection covers with an IoU above one half; found: with their class; iou: mean of those
+    found;
     milliseconds: for the image; ap: mask AP on the held-out images, from the model's card.
     """
 
     masks: Tensor
+    drawn: int
     found: int
     iou: float
     milliseconds: float
@@ -79,7 +81,9 @@ def compare(model: nn.Module, image: Tensor, target: Mapping[str, Tensor], ap: f
     surest = result["scores"].argsort(descending=True)[: len(target["masks"])]
     masks, labels = result["masks"][surest], result["labels"][surest]
     hits = [iou for iou in matched_ious(masks, labels, target) if iou > 0]
-    return Comparison(masks, len(hits), sum(hits) / max(len(hits), 1), milliseconds, ap)
+    alike = {"masks": target["masks"], "labels": torch.zeros_like(target["labels"])}
+    drawn = sum(iou > 0 for iou in matched_ious(masks, torch.zeros_like(labels), alike))
+    return Comparison(masks, drawn, len(hits), sum(hits) / max(len(hits), 1), milliseconds, ap)
 
 
 def matched_ious(masks: Tensor, labels: Tensor, target: Mapping[str, Tensor]) -> list[float]:
@@ -107,16 +111,22 @@ def show_comparison(image: Tensor, target: Mapping[str, Tensor], compared: Mappi
     objects = len(target["masks"])
     panels = {"the image": (image, {}), f"truth: {objects} objects": (image, {"masks": target["masks"]})}
     for title, one in compared.items():
-        panels[f"{title}: {one.found} of {objects}"] = (image, {"masks": one.masks})
+        panels[f"{title}: {one.drawn} drawn, {one.found} with class"] = (image, {"masks": one.masks})
     return show_panels(panels, columns=3)
 
 
 def table_of(objects: int, compared: Mapping[str, Comparison]) -> list[list[str]]:
-    """Heads and rows: model, what tells objects apart in it, how many of the objects fit, mean IoU, time, AP."""
+    """Heads and rows: model, what tells objects apart in it, objects drawn, with the right class, IoU, time, AP."""
     ways = dict(MODELS.values())
-    rows = [["model", "tells objects apart by", "found", "IoU", "ms", "AP, all images"]]
+    rows = [["model", "tells objects apart by", "drawn", "with its class", "IoU", "ms", "AP, all images"]]
     for title, one in compared.items():
-        figures = (f"{one.found} of {objects}", f"{one.iou:.2f}", f"{one.milliseconds:.0f}", f"{one.ap:.3f}")
+        figures = (
+            f"{one.drawn} of {objects}",
+            f"{one.found} of {objects}",
+            f"{one.iou:.2f}",
+            f"{one.milliseconds:.0f}",
+            f"{one.ap:.3f}",
+        )
         rows.append([title, ways[title], *figures])
     return rows
 
@@ -131,8 +141,8 @@ def main() -> None:
     docs = ROOT / "docs"
     with whole_file(docs / "comparison.png") as temporary:
         show_comparison(image, target, compared).savefig(temporary, format="png", dpi=100)
-    table = [[*row[:4], row[5]] for row in table_of(len(target["masks"]), compared)]  # times are this machine's
-    table.insert(1, ["---"] * 5)
+    table = [[*row[:5], row[6]] for row in table_of(len(target["masks"]), compared)]  # times are this machine's
+    table.insert(1, ["---"] * 6)
     made = "\n".join(f"| {' | '.join(row)} |" for row in table)
     if missing := [title for title, _ in MODELS.values() if title not in compared]:
         made += f"\n\nNo model of these data is shipped yet for {' and '.join(missing)}."
