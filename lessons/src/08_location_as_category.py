@@ -16,7 +16,7 @@
 from condinst_edu import doctor
 
 names = ("solo", "solo-no-coordconv", "decoupled-solo")
-doctor.quick("condinst", *names)
+doctor.quick("condinst", "panoptic-adaptis", *names)
 
 # %% [markdown]
 # ## A result first
@@ -386,8 +386,8 @@ print(f"{'its cells, drawn right':27} AP {drawn:5.1f}")
 
 # %% [markdown]
 # The masks are its weakest part, then the classes; and with both right, copies of objects that NMS had taken for other
-# ones are gone too. The cells are not: drawn right, at their own resolution, they would be far ahead. What is missing is
-# learning.
+# ones are gone too. The cells are not: drawn right, at their own resolution, they would be far ahead. So the small network
+# falls short, not the grid.
 
 # %% [markdown] tags=["instructor"]
 # minutes: 5
@@ -533,17 +533,17 @@ print(f"and one of {coarse} for the larger things, at stride 4: {drawn:.1f}")
 # *Which object?* CondInst answers with a **filter**: the location that found the object predicts 169 numbers, which draw
 # it. AdaptIS (lesson 7) answers with a **point**: give it one, and it draws what lies there. SOLO answers with a
 # **cell**: one of $S^2$ channels, chosen by an index. The first two compute a mask when asked for it; SOLO has computed
-# them all, and picks. One image, one object, asked for by a pixel on it, side by side:
+# them all, and picks. One image, one object, asked for by a pixel on it. All three models learned from the same images:
 
 # %% tags=["demo"]
 from condinst_edu.teach import look
 
-condinst = load_tiny("condinst").model
+condinst, adaptis = load_tiny("condinst").model, load_tiny("panoptic-adaptis").model
 biggest = int(truth.flatten(1).sum(dim=1).argmax())
 pixels = truth[biggest].nonzero()  # (y, x) each; a ring's centre is not on the ring
 nearest = (pixels - centers[17][biggest].flip(0)).square().sum(dim=1).argmin()
 y, x = pixels[nearest].tolist()
-by_filter = look(condinst, photo).segment_at(x, y)
+by_filter, by_point = look(condinst, photo).segment_at(x, y), look(adaptis, photo).segment_at(x, y)
 answers = []
 for level, grid in enumerate(solo.head.grids):
     column, row = grid_cells(centers[17][biggest], (128, 128), grid).tolist()
@@ -552,20 +552,22 @@ by_cell, place = max(answers, key=lambda answer: answer[0].score)
 masks = {
     "the truth": truth[biggest],
     f"CondInst: filter of location {by_filter.location}": by_filter.mask,
+    f"AdaptIS: point ({x}, {y})": by_point.mask,
     f"SOLO: {place}": by_cell.mask,
 }
 pic.show_panels({name: (photo, {"masks": mask[None]}) for name, mask in masks.items()})
 
 # %% [markdown]
-# And each one's way to *all* objects: NMS of boxes (CondInst), NMS of masks (SOLO). A truth's IoU is that of the mask
-# that fits it best:
+# And each one's way to *all* objects: boxes or scores sorted out by NMS (CondInst), point after point until the picture
+# is full (AdaptIS), NMS of masks (SOLO). A truth's IoU is that of the mask that fits it best. Compare the ways, not the
+# figures: the three were not trained alike (`condinst-edu weights`).
 
 # %% tags=["demo"]
 from condinst_edu.teach.scoring import mask_iou
 
 nothing = torch.zeros(len(truth), dtype=torch.bool)
 panels = {"the truth": (photo, {"masks": truth})}
-for name, model in (("CondInst", condinst), ("SOLO", solo)):
+for name, model in (("CondInst", condinst), ("AdaptIS", adaptis), ("SOLO", solo)):
     with torch.no_grad():
         result = model([photo])[0]
     sure = result["masks"][result["scores"] > 0.3]
