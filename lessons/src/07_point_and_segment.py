@@ -295,8 +295,9 @@ pic.show_curves({n: torch.tensor(c) for n, c in curves.items()}, "sureness t", "
 
 # %% tags=["demo"]
 with torch.no_grad():
-    features = seen.features[0]  # (C, H, W)
-    all_vectors = model.head.controller(features.flatten(1).T)  # (H * W, V)
+    y, x = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")
+    every = torch.stack([x, y], dim=2).flatten(0, 1).float()  # a point at every pixel
+    all_vectors = model.head.vectors(seen.features, torch.zeros(len(every), dtype=torch.int64), every)  # (H * W, V)
     normal = F.normalize(all_vectors - all_vectors.mean(dim=0), dim=1)
     here = [int(y) * 96 + int(x) for x, y in middles[:3].tolist()]
     alike = (normal @ normal[here].T).T.reshape(3, 96, 96)
@@ -437,16 +438,15 @@ view = model.look(big)
 
 def draw_near(points, window=96):
     """Probabilities (k, H, W): the head reads a window of the features around each point."""
-    height, width = view.size
+    (height, width), s = view.size, model.stride
     result = torch.zeros(len(points), height, width)
     for k, (x, y) in enumerate(points.long().tolist()):
-        left = min(max(x - window // 2, 0), width - window)
-        top = min(max(y - window // 2, 0), height - window)
-        part = (slice(top, top + window), slice(left, left + window))
-        near = points[k : k + 1] - torch.tensor([left, top])
+        corner = [min(max(v - window // 2, 0), size - window) // s * s for v, size in ((y, height), (x, width))]
+        part = tuple(slice(start // s, (start + window) // s) for start in corner)
+        near = points[k : k + 1] - torch.tensor(corner[::-1])
         with torch.no_grad():
-            logits = model.head(view.features[(..., *part)], torch.tensor([0]), near)
-        result[(k, *part)] = logits[0].sigmoid()
+            logits = model.logits(view.features[(..., *part)], torch.tensor([0]), near)
+        result[(k, *(slice(start, start + window) for start in corner))] = logits[0].sigmoid()
     return result
 
 
@@ -492,7 +492,7 @@ def fit_of_masks():
 
 panels = {"right": (torch.ones_like(image), {"masks": seen.draw(middles) > model.threshold})}
 print(f"{'right':26} IoU {fit_of_masks():.2f}")
-for name in (n for n, d in DEVIATIONS.items() if n.startswith("coordconv-")):
+for name in (n for n, d in DEVIATIONS.items() if d.of.endswith(".relative_coordconv")):
     with deviate(name) as deviation:
         masks = model.look(image).draw(middles) > model.threshold
         print(f"{name:26} IoU {fit_of_masks():.2f}  {deviation.line.partition(':')[0]}")
@@ -500,9 +500,10 @@ for name in (n for n, d in DEVIATIONS.items() if n.startswith("coordconv-")):
 pic.show_panels(panels, columns=4)
 
 # %% [markdown]
-# At stride 1 a cell is a pixel, so *in cells* and *half a stride* change nothing: such errors sleep until somebody takes
-# a backbone of stride 4. *Flipped* and *swapped* send the mask to the wrong side. *To the middle* keeps features and
-# vector, and only the coordinates lie: what is left is what the features alone could do.
+# The features have stride 2 here. *Half a stride* moves everything by one pixel, which nearly nobody sees; at the stride
+# of 4 of a backbone for photographs it is two. *In cells* counts in units of two pixels, and *flipped* sends the mask to
+# the wrong side. *To the middle* keeps features and vector, and only the coordinates lie: what is left is what the
+# features alone could do. *Not clipped* changes only what lies farther away than R.
 #
 # ## Paper and miniature
 #
