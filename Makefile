@@ -35,7 +35,7 @@ lessons: setup  ## Make the notebooks and plans for class from lessons/src; ARGS
 	@$(BIN)/python -m condinst_edu.teach.lessons $(ARGS)
 
 play: EXTRA := play
-play: setup  ## Click-to-segment and the thresholds of panoptic fusion as pages that fill the screen.
+play: setup  ## Click to segment, thresholds of panoptic fusion, four models side by side: pages without code.
 	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python tools/play.py $(ARGS)
 
 site: EXTRA := site

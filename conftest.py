@@ -1,6 +1,6 @@
 """What concerns all tests: lessons run offline in this environment's kernel, their seconds stand beside their budgets.
 
-Solution notebooks belong to the fast tests, students' notebooks to the slow ones. A lesson fails at three times its
+Solution notebooks belong to the fast tests, all others to the slow ones. A lesson fails at three times its
 budget only: machines are noisy (`condinst-edu bench lessons` measures).
 """
 
@@ -22,7 +22,7 @@ def is_lesson(path: Path) -> bool:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if is_lesson(item.path) and item.path.parent == LESSONS:
+        if is_lesson(item.path) and item.path.parent != LESSONS / "solutions":
             item.add_marker(pytest.mark.slow)
 
 

@@ -234,8 +234,8 @@ class AdaptIS(nn.Module):
     image in training; loss: of the masks, "nfl", "focal" or "bce", with gamma; semantic_weight: of that loss (the paper
     gives none); stage: "masks" trains all but the proposal branch, "proposals" that branch alone; soft_labels: the
     official labels for it; propose: "random" (candidates at a time) or "branch" (its local maxima from
-    proposal_threshold on); threshold T; overlap, limit: of `aggregate`; cut_radius: in pixels, of
-    `cut_around`; flip: mean with the mirrored image.
+    proposal_threshold on); threshold T; overlap, limit: of `aggregate`; cut_radius: in pixels, of `cut_around`;
+    min_stuff: of `panoptic`; flip: mean with the mirrored image.
 
     forward(images, targets) in training -> {"loss_mask", "loss_semantic"} or {"loss_proposals"};
     forward(images, output_sizes=None) in evaluation -> [{"boxes", "labels", "scores", "masks" (N, H, W) bool}], masks
@@ -265,6 +265,7 @@ class AdaptIS(nn.Module):
         overlap: float = 0.5,
         limit: int = 100,
         cut_radius: int | None = None,
+        min_stuff: int = 0,
         flip: bool = False,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
@@ -295,7 +296,7 @@ class AdaptIS(nn.Module):
         self.label_threshold = AdaptiveThreshold() if soft_labels else None
         self.propose, self.candidates, self.proposal_threshold = propose, candidates, proposal_threshold
         self.threshold, self.overlap, self.limit = threshold, overlap, limit
-        self.cut_radius, self.flip = cut_radius, flip
+        self.cut_radius, self.min_stuff, self.flip = cut_radius, min_stuff, flip
         self.mean, self.std = tuple(mean), tuple(std)
         trained_first = [m for m in self.children() if m is not self.proposals]
         for module in trained_first if stage == "proposals" else [self.proposals]:
@@ -414,7 +415,9 @@ class AdaptIS(nn.Module):
         order = order[masks[order].flatten(1).any(dim=1)]
         boxes = masks_to_boxes(masks[order]) + scores.new_tensor([0, 0, 1, 1])
         result = {"boxes": boxes, "labels": labels[order] + 1, "scores": scores[order], "masks": masks[order]}
-        return result | panoptic(result, semantic, self.num_things, self.stuff) if self.whole else result
+        if self.whole:
+            result |= panoptic(result, semantic, self.num_things, self.stuff, self.min_stuff)
+        return result
 
 
 def nearest(maps: Tensor, size: Size) -> Tensor:
@@ -422,11 +425,14 @@ def nearest(maps: Tensor, size: Size) -> Tensor:
     return F.interpolate(maps[:, None].float(), size, mode="nearest-exact")[:, 0].to(maps.dtype)
 
 
-def panoptic(result: Mapping[str, Tensor], semantic: Tensor, num_things: int, stuff: int) -> dict[str, Any]:
+def panoptic(
+    result: Mapping[str, Tensor], semantic: Tensor, num_things: int, stuff: int, min_stuff: int = 0
+) -> dict[str, Any]:
     """Disjoint instances and a map of classes as one panoptic result: "panoptic" (H, W) segment ids, "segments_info".
 
     result: masks, labels and scores of instances; semantic (H, W): 0..S - 1 stuff, from S on things. category_id is
-    1..K for things and K + 1..K + S for stuff; a pixel that looks like a thing and is in no instance is void, 0.
+    1..K for things and K + 1..K + S for stuff; a pixel that looks like a thing and is in no instance is void, 0, and so
+    is stuff of fewer than min_stuff pixels (the paper and the official code have no such limit).
     """
     ids = torch.zeros_like(semantic)
     info: list[dict[str, Any]] = []
@@ -436,7 +442,8 @@ def panoptic(result: Mapping[str, Tensor], semantic: Tensor, num_things: int, st
         info.append({"id": i, "category_id": label, "isthing": True, "score": score, "area": int(mask.sum())})
     for s in range(stuff):
         here = (semantic == s) & (ids == 0)
-        if area := int(here.sum()):
+        area = int(here.sum())
+        if area and area >= min_stuff:
             ids[here] = len(info) + 1
             info.append({"id": len(info) + 1, "category_id": num_things + 1 + s, "isthing": False, "area": area})
     return {"panoptic": ids, "segments_info": info}

@@ -322,11 +322,15 @@ def data_coco(arguments: list[str]) -> None:
         """The folder: train2017/, val2017/ and annotations/ come into it."""
         address: str = "http://images.cocodataset.org"
         """Where it is; another one for a mirror."""
+        panoptic: bool = False
+        """Bring the panoptic files, too (0.9 GB)."""
 
     options = parse(Coco, "data coco", arguments)
-    from condinst_edu.datasets.download import COCO, download_coco
+    from condinst_edu.datasets.download import COCO, PANOPTIC, PNGS, download_coco, download_panoptic
 
     download_coco(options.root, options.address, COCO)
+    if options.panoptic:
+        download_panoptic(options.root, options.address, PANOPTIC, PNGS)
     counts = {archive.folder: archive.files for archive in COCO}
     print(f"{counts['train2017']} + {counts['val2017']} images and their annotations are in {options.root}")
 

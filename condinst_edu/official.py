@@ -190,7 +190,11 @@ def blendmask_recipe(config: str, args: dict[str, Any]) -> Recipe:
 NO_WEIGHTS = re.compile(
     r"(^|\.)(pixel_mean|pixel_std|_iter|sizes_of_interest|num_batches_tracked)$|bottom_up\.level[34]\.project\."
 )
-CLASSIFIERS = re.compile(r"(^|\.)(head\.class_logits|semantic\.2)\.")  # our names; the semantic task has one too
+# Our names: of the detector, the semantic task, AdaptIS's and the panoptic models' stuff, and tiny Mask R-CNN.
+CLASSIFIERS = re.compile(
+    r"(^|\.)((head\.class_logits|semantic\.[23]|branch\.logits|box_predictor\.\w+|mask_fcn_logits)\.(weight|bias)"
+    r"|panoptic\.stuff)$"
+)
 COUNTS = re.compile(r"^label_threshold\.")  # what every run counts from its own beginning
 FIRST_LAYERS = ("backbone.stem.0.weight", "backbone.body.base_layer.0.weight")
 

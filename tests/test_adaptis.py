@@ -18,6 +18,7 @@ from condinst_edu.adaptis import (
     AdaptIS,
     InstanceHead,
     mask_iou,
+    panoptic,
     point_features,
     proposal_labels,
     sample_points,
@@ -567,6 +568,18 @@ def test_panoptic() -> None:
             assert torch.equal(result["panoptic"] == k, mask)
     with pytest.raises(ValueError, match="num_things is between 1 and"):
         tiny(num_classes=2, num_things=2)
+
+
+def test_specks_of_stuff_are_void() -> None:
+    """Stuff is counted where no instance lies; of a class with exactly as many pixels as asked for, it stays."""
+    semantic = torch.tensor([[0, 0, 0, 1, 1], [0, 2, 2, 1, 3], [0, 2, 2, 1, 1]])  # 2 classes of stuff, 2 of things
+    mask = torch.zeros(1, 3, 5, dtype=torch.bool)
+    mask[0, 1:, 1:4] = True
+    result = {"masks": mask, "labels": torch.tensor([1]), "scores": torch.tensor([0.5])}
+    for least, wanted in {0: (5, 3), 3: (5, 3), 5: (5,), 6: ()}.items():
+        found = panoptic(result, semantic, 2, 2, least)
+        assert [s["area"] for s in found["segments_info"]] == [6, *wanted]
+        assert (found["panoptic"] == 0).sum() == 15 - 6 - sum(wanted)
 
 
 def test_the_backbone_runs_once_per_image(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,14 @@ import pytest
 
 from condinst_edu.cli import run
 from condinst_edu.datasets import download
-from condinst_edu.datasets.download import Archive, count_files, download_coco, fetch, unpack
+from condinst_edu.datasets.download import Archive, count_files, download_coco, download_panoptic, fetch, unpack
 from condinst_edu.errors import UserError
+from condinst_edu.files import whole_file
 from condinst_edu.progress import bytes_bar
+
+
+class Killed(Exception):
+    pass
 
 
 class Server:
@@ -226,13 +231,76 @@ def test_official_archives() -> None:
         "val2017.zip": "442b8da7639aecaf257c1dceb8ba8c80",
         "annotations_trainval2017.zip": "f4bbac642086de4f52a3fdda2de5fa2c",
     }
+    assert {name.split("_")[1]: count for name, count in download.PNGS.items()} == {
+        archive.folder: archive.files for archive in download.COCO if archive.folder != "annotations"
+    }
+
+
+@pytest.fixture
+def panoptic_archive(server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """COCO's panoptic archive in small, with the archives in it and what macOS adds; returns the files to come out."""
+    litter = {"__MACOSX/._a": b"litter"}
+    pngs = {"panoptic_train2017": 12, "panoptic_val2017": 5}
+    outer: dict[str, bytes] = {f"annotations/{name}.json": name.encode() for name in pngs}
+    inner = {name: random_files(name, count, count) for name, count in pngs.items()}
+    zips = {f"annotations/{name}.zip": make_zip(litter | files, zipfile.ZIP_DEFLATED) for name, files in inner.items()}
+    data = make_zip(litter | outer | zips)
+    server.files[f"/{download.PANOPTIC.path}"] = data
+    monkeypatch.setattr(download, "PANOPTIC", download.PANOPTIC._replace(md5=md5(data)))
+    monkeypatch.setattr(download, "PNGS", pngs)
+    return outer | {f"annotations/{name}": content for files in inner.values() for name, content in files.items()}
+
+
+def fetch_panoptic(server: Server, root: Path) -> None:
+    download_panoptic(root, server.address, download.PANOPTIC, download.PNGS, show=False)
+
+
+def test_panoptic_files(
+    server: Server, archives: dict[str, bytes], panoptic_archive: dict[str, bytes], tmp_path: Path
+) -> None:
+    """By the command, beside all else; a second call asks for nothing, and a folder that was lost comes again."""
+    command = ["data", "coco", "--root", str(tmp_path), "--address", server.address, "--panoptic"]
+    assert run(command) == 0
+    assert read_all(tmp_path) == archives | panoptic_archive
+    asked = len(server.asked)
+    assert run(command) == 0
+    assert len(server.asked) == asked
+    (tmp_path / "annotations" / "panoptic_val2017" / "0001.jpg").unlink()
+    fetch_panoptic(server, tmp_path)
+    assert len(server.asked) == asked + 1
+    assert read_all(tmp_path) == archives | panoptic_archive
+
+
+@pytest.mark.parametrize("at", ["annotations/panoptic_val2017.zip", "panoptic_train2017/0003.jpg", "val2017/0002.jpg"])
+def test_panoptic_files_after_an_interruption(
+    server: Server, panoptic_archive: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Killed while the archive, or one within it, is unpacked: the next call goes on, without another download."""
+
+    def killed(path: Path) -> Any:
+        if path.as_posix().endswith(at):
+            raise Killed
+        return whole_file(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "whole_file", killed)
+        with pytest.raises(Killed):
+            fetch_panoptic(server, tmp_path)
+    assert len(server.asked) == 1
+    fetch_panoptic(server, tmp_path)
+    assert len(server.asked) == 1
+    assert read_all(tmp_path) == panoptic_archive
+
+
+def test_panoptic_archive_that_lacks_files(
+    server: Server, panoptic_archive: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(download.PNGS, "panoptic_val2017", 6)
+    with pytest.raises(UserError, match=r"panoptic_val2017 has 5 files, but panoptic_val2017\.zip of .* holds 6"):
+        fetch_panoptic(server, tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------------ unpacking
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])

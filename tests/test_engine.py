@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from condinst_edu.engine.checkpoint import load_model, load_run, load_state, save_model
 from condinst_edu.engine.predict import draw, picture_names, predict
 from condinst_edu.engine.recipe import Recipe, build_model, override_model
-from condinst_edu.engine.schedule import build_optimizer, rate_factor
+from condinst_edu.engine.schedule import build_optimizer, rate_factor, set_rate
 from condinst_edu.engine.train import check_shares, open_split, step, train
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
 from condinst_edu.mask_head import can_compile
+from condinst_edu.recipes import get_recipe
 from condinst_edu.recipes.shapes import shapes_condinst
 
 ROOT = Path(__file__).parent.parent
@@ -273,6 +274,29 @@ def test_normalisation_is_not_decayed() -> None:
     expected = [p for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm) for p in m.parameters()]
     assert {id(p) for p in norms["params"]} == {id(p) for p in expected}
     assert len(others["params"]) + len(norms["params"]) == len(list(model.parameters()))
+
+
+def test_the_pretrained_part_has_a_rate_of_its_own() -> None:
+    """Of AdaptIS, the ResNet alone; each parameter is in one group, and the rate of each is followed."""
+    args = {"backbone": "resnet50", "head": {"width": 8}, "branch_width": 8}
+    model: Any = build_model("adaptis", 3, args)
+    recipe = Recipe(lr=1e-4, backbone_lr=0.5, weight_decay=0.1, warmup=0.0)
+    optimizer = build_optimizer(model, recipe)
+    groups = optimizer.param_groups
+    assert [(g["share"], g["weight_decay"]) for g in groups] == [(1, 0.1), (1, 0), (0.5, 0.1), (0.5, 0)]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert sum(len(g["params"]) for g in groups) == len(trained)
+    slow = {id(p) for g in groups[2:] for p in g["params"]}
+    parts = (model.backbone.stem, model.backbone.fine, model.backbone.coarse)
+    assert slow == {id(p) for part in parts for p in part.parameters()}
+    set_rate(optimizer, recipe, 60_000)
+    assert [g["lr"] for g in groups] == pytest.approx([1e-5, 1e-5, 5e-6, 5e-6])
+    assert get_recipe("cityscapes-adaptis-r50").backbone_lr == 0.5
+    second = build_optimizer(build_model("adaptis", 3, args | {"stage": "proposals"}), recipe)
+    assert [len(g["params"]) > 0 for g in second.param_groups] == [True, True, False, False]
+    whole: Any = build_model("condinst", 3, tiny_recipe().model_args)
+    norms = build_optimizer(whole, recipe).param_groups[2:]
+    assert {id(p) for g in norms for p in g["params"]} == {id(p) for p in whole.fcos.backbone.parameters()}
 
 
 def test_model_settings_reach_the_model() -> None:

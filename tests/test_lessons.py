@@ -12,7 +12,7 @@ from nbclient.exceptions import CellExecutionError
 
 from condinst_edu.bench import Bench, run_bench
 from condinst_edu.errors import UserError
-from condinst_edu.teach import lessons, notebooks
+from condinst_edu.teach import demo_notebooks, lessons, notebooks
 from condinst_edu.teach.deviations import DEVIATIONS
 from condinst_edu.teach.exercises import EXERCISES
 from condinst_edu.teach.notebooks import LESSONS, lesson_names, read_lesson, student_notebook
@@ -153,6 +153,27 @@ def test_every_lesson_has_three_to_five_questions_with_answers() -> None:
             assert cell["source"].index(one.question) < cell["source"].index(one.answer)
 
 
+def test_the_projector_gets_what_is_shown_and_folded_what_comes_before(trial: Path) -> None:
+    text = trial.read_text().replace('# %% tags=["hide-input"', '# %%\na = 3\n\n# %% tags=["hide-input"')
+    trial.write_text(text + "\n# %%\nunused = 4\n")
+    cells = demo_notebooks.demo_notebook(read_lesson("99_trial"))["cells"]
+    code = [(c["source"], c["metadata"].get("jupyter", {})) for c in cells if c["cell_type"] == "code"]
+    assert code[1] == ("a = 3", {"source_hidden": True, "outputs_hidden": True})
+    assert code[2] == ("1 + 1", {"source_hidden": True})  # folded in the lesson as well
+    assert len(code) == 3
+    assert [c["source"] for c in cells if c["cell_type"] == "markdown"][1] == "## The idea (`condinst:eq-2`)"
+
+
+@pytest.mark.parametrize("name", lesson_names())
+def test_every_lesson_is_shorter_on_the_projector(name: str) -> None:
+    lesson = read_lesson(name)
+    cells = demo_notebooks.demo_notebook(lesson)["cells"]
+    sources = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+    shown = [cell["source"].strip() for cell in lesson.cells if notebooks.SHOWN & set(notebooks.tags(cell))]
+    assert [source for source in sources if source in shown] == shown
+    assert len(cells) < 0.75 * len(student_notebook(lesson)["cells"])
+
+
 def test_a_question_without_an_answer_is_refused(trial: Path, folder: Path) -> None:
     (folder / "quiz").mkdir()
     (folder / "quiz" / "99_trial.md").write_text("# Questions: 99. A trial\n\n**1.** Why?\n")
@@ -176,7 +197,7 @@ def test_measured_seconds_are_noted_and_shown(folder: Path, trial: Path) -> None
     lessons.note_seconds("99_trial", lessons.Timing(9, 8, "l99-c04", 1, {"l99-c04": 8.04, "l99-c01": 0.01}))
     assert json.loads((folder / "instructor" / "seconds.json").read_text()) == {"99_trial": {"l99-c04": 8.0}}
     plan = notebooks.instructor_plan(read_lesson("99_trial"))
-    assert "beforehand (8 s);" in plan
+    assert "beforehand (8 s), or" in plan
     assert "| The idea (`condinst:eq-2`) | 9 | 8 s |" in plan
 
 

@@ -27,6 +27,7 @@ from condinst_edu.engine.recipe import build_model
 from condinst_edu.engine.train import train
 from condinst_edu.errors import UserError
 from condinst_edu.official import (
+    CLASSIFIERS,
     COCO,
     NO_WEIGHTS,
     begin_with,
@@ -40,6 +41,7 @@ from condinst_edu.official import (
     read_pth,
 )
 from condinst_edu.official_names import official_shapes
+from condinst_edu.recipes import RECIPES, get_recipe
 
 NAME = "FCOS_R_50_1x"
 SEMANTIC = "CondInst_MS_R_50_3x_sem"
@@ -522,3 +524,18 @@ def test_predict_from_the_hub(hub: type[Hub], checkpoint: Path, photo: Path, tmp
     assert json.loads((tmp_path / "out" / "results.json").read_text())
     assert (tmp_path / "out" / "photo.png").is_file()
     assert len([r for r in hub.requests if r.startswith(f"GET {url(NAME)}")]) == 1
+
+
+TINY = [name for name in RECIPES if name.startswith(("shapes-", "bacteria-")) and not name.endswith("-paper")]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_what_depends_on_the_classes_is_known_as_a_classifier(name: str) -> None:
+    """Of every model: tensors whose shape follows the number of classes are new, and with them few others."""
+    recipe = get_recipe(name)
+    few, many = (build_model(recipe.model, classes, recipe.model_args).state_dict() for classes in (9, 10))
+    differing = {key for key in few if few[key].shape != many[key].shape}
+    new = {key for key in few if CLASSIFIERS.search(key)}
+    assert differing
+    assert differing <= new
+    assert all("class_logits" in key for key in new - differing)

@@ -54,6 +54,16 @@ def test_threshold_page() -> None:
     assert widget.line.value != before
 
 
+def test_compare_page() -> None:
+    _, slider, place = play.compare_page().children
+    table, picture = place.children[0].children
+    before = table.value, picture.value
+    assert all(title in table.value for title in ("CondInst", "Mask R-CNN", "SOLO"))
+    slider.value = slider.value % 50 + 1
+    assert place.children[0].children[0].value != before[0]
+    assert place.children[0].children[1].value != before[1]
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if importlib.util.find_spec("voila") is None:
@@ -101,9 +111,9 @@ def test_page_in_a_browser(browser: Any, address: str, name: str, size: tuple[in
     shown = page.locator(".click-to-segment canvas, .widget-image").first
     shown.wait_for(timeout=120_000)
     assert page.locator(".jp-InputArea, .highlight pre").count() == 0  # no code
-    line = page.locator('p[role="status"]').first
+    line = page.locator('[role="status"]').first
     before = line.inner_text()
-    if name == "thresholds":
+    if name in ("thresholds", "compare"):
         handle = page.locator(".noUi-handle").first
         handle.focus()
         for _ in range(6):

@@ -5,8 +5,16 @@ import torch
 from torch import nn
 
 from condinst_edu.errors import UserError
-from condinst_edu.teach.side_by_side import MODELS, compare, compare_models, crowded, matched_ious, show_comparison
-from condinst_edu.teach.tiny import TINY, broken, held_out
+from condinst_edu.teach.side_by_side import (
+    MODELS,
+    compare,
+    compare_models,
+    crowded,
+    matched_ious,
+    show_comparison,
+    table_of,
+)
+from condinst_edu.teach.tiny import ROOT, TINY, broken, held_out, read_card
 
 
 def stripes(*ends: tuple[int, int]) -> torch.Tensor:
@@ -39,10 +47,12 @@ class Fixed(nn.Module):
 
 def test_as_many_detections_count_as_there_are_objects() -> None:
     one = compare(Fixed(), torch.rand(3, 6, 20), TARGET, ap=0.5)
-    assert (one.found, round(one.iou, 6), one.ap) == (2, round((1 + 6 / 8) / 2, 6), 0.5)
+    assert (one.drawn, one.found, round(one.iou, 6), one.ap) == (2, 2, round((1 + 6 / 8) / 2, 6), 0.5)
+    swapped = compare(Fixed(), torch.rand(3, 6, 20), {**TARGET, "labels": torch.tensor([2, 1])}, ap=0.5)
+    assert (swapped.drawn, swapped.found) == (2, 0)
     assert torch.equal(one.masks, stripes((0, 10), (12, 18)))
     empty = {"masks": stripes(), "labels": torch.zeros(0)}
-    assert compare(Fixed(), torch.rand(3, 6, 20), empty, ap=0.5)[1:3] == (0, 0.0)
+    assert compare(Fixed(), torch.rand(3, 6, 20), empty, ap=0.5)[1:4] == (0, 0, 0.0)
 
 
 def test_the_shipped_models_on_the_most_crowded_image() -> None:
@@ -55,7 +65,14 @@ def test_the_shipped_models_on_the_most_crowded_image() -> None:
     assert {"CondInst", "Mask R-CNN", "SOLO"} <= set(there)
     assert compared["CondInst"].found >= 1
     titles = [ax.get_title() for ax in show_comparison(image, target, compared).axes]
-    assert f"CondInst: {compared['CondInst'].found} of {len(target['masks'])}" in titles
+    one = compared["CondInst"]
+    assert f"CondInst: {one.drawn} drawn, {one.found} with class" in titles
+    heads, *rows = table_of(len(target["masks"]), compared)
+    assert [row[0] for row in rows] == there
+    assert {len(row) for row in (heads, *rows)} == {7}
+    text = (ROOT / "docs" / "comparison.md").read_text()
+    for name in (name for name, (title, _) in MODELS.items() if title in there):
+        assert f"{read_card(name)['metrics']['mask']['AP']:.3f}" in text  # the page is that of these models
 
 
 def test_no_model_at_all_is_said_in_words() -> None:

@@ -91,7 +91,7 @@ def test_slides_follow_from_a_lesson() -> None:
 @pytest.fixture(scope="module")
 def site() -> Path:
     """The site as `make site` leaves it."""
-    command = [sys.executable, str(ROOT / "tools" / "site" / "build.py")]
+    command = [sys.executable, str(ROOT / "tools" / "site" / "build.py"), "--strict"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     folder = ROOT / "build" / "site"

@@ -1,6 +1,7 @@
 """COCO 2017 from its own address into a folder, with one copy of the data on the disk at any time.
 
     condinst-edu data coco --root data/coco
+    condinst-edu data coco --root data/coco --panoptic     # the panoptic files, too
 
 Archive by archive: download into a hidden file (an interrupted download goes on where it stopped), check its MD5 sum,
 unpack. Unpacking begins with the archive's last file and cuts off the archive what has been unpacked, so that both
@@ -19,7 +20,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
@@ -54,6 +55,12 @@ COCO = (
     Archive("zips/train2017.zip", "cced6f7f71b7629ddf16f17bbcfab6b2", "train2017", 118_287),
 )
 
+# Two JSON files, and beside each an archive of PNGs.
+PANOPTIC = Archive(
+    "annotations/panoptic_annotations_trainval2017.zip", "4170db65fc022c9c296af880dbca6055", "annotations", 4
+)
+PNGS = {"panoptic_train2017": 118_287, "panoptic_val2017": 5_000}
+
 
 def download_coco(root: Path, address: str = ADDRESS, archives: tuple[Archive, ...] = COCO, show: bool = True) -> None:
     """Bring all archives into `root`, unpacked; what is there already stays, and so an interrupted call goes on.
@@ -74,6 +81,31 @@ def download_coco(root: Path, address: str = ADDRESS, archives: tuple[Archive, .
             unpack(target, directory, root, archive.folder, progress)
             if (found := count_files(root / archive.folder)) < archive.files:
                 raise UserError(f"{root / archive.folder} has {found} files, but {archive.name} holds {archive.files}")
+
+
+def download_panoptic(root: Path, address: str, archive: Archive, pngs: Mapping[str, int], show: bool = True) -> None:
+    """Bring COCO's panoptic files into root/annotations: for each name of `pngs` a JSON file and a folder of PNGs.
+
+    archive: it holds name.json and name.zip, the PNGs; pngs: how many each has. What is there already stays.
+    Errors: as of `download_coco`.
+    """
+    writable_folder(root)
+    folder, target = root / archive.folder, root / f".{archive.name}"
+    directory = target.with_name(target.name + ".directory")
+    with bytes_bar(show) as progress:
+        if not (target.exists() or directory.exists()):
+            if all(count_files(folder / name) >= count for name, count in pngs.items()):
+                return
+            if not any((folder / f"{name}.zip").exists() for name in pngs):
+                fetch(f"{address.rstrip('/')}/{archive.path}", target, archive.md5, progress)
+        if target.exists() or directory.exists():
+            unpack(target, directory, root, archive.folder, progress)
+        for name, count in pngs.items():
+            inner, contents = folder / f"{name}.zip", folder / f".{name}.directory"
+            if inner.exists() or contents.exists():
+                unpack(inner, contents, folder, name, progress)
+            if (found := count_files(folder / name)) < count:
+                raise UserError(f"{folder / name} has {found} files, but {name}.zip of {archive.name} holds {count}")
 
 
 def count_files(folder: Path) -> int:
@@ -216,7 +248,7 @@ def unpack(path: Path, directory: Path, root: Path, folder: str, progress: Progr
 
 def _unpack_backwards(file: BinaryIO, archive: zipfile.ZipFile, root: Path, progress: Progress, step: int) -> None:
     left = min(archive.start_dir, file.seek(0, os.SEEK_END))  # bytes of members that are still to be unpacked
-    members = [m for m in archive.infolist() if m.header_offset < left and not m.is_dir()]
+    members = [m for m in archive.infolist() if m.header_offset < left and not m.is_dir() and not is_litter(m)]
     members.sort(key=lambda member: member.header_offset, reverse=True)
     name = Path(file.name).name.lstrip(".")
     growth = sum(member.file_size - member.compress_size for member in members)
@@ -235,12 +267,19 @@ def _unpack_backwards(file: BinaryIO, archive: zipfile.ZipFile, root: Path, prog
 def check_members(members: list[zipfile.ZipInfo], folder: str, path: Path) -> None:
     """UserError for the first member that is a link, or would not lie within `folder`."""
     for member in members:
+        if is_litter(member):
+            continue
         place = PurePosixPath(member.filename)
         inside = place.parts[:1] == (folder,) and ".." not in place.parts
         if not inside or "\\" in member.filename or ":" in member.filename:
             raise UserError(f"{path} is not unpacked: {member.filename!r} would not be written into {folder}/")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise UserError(f"{path} is not unpacked: {member.filename!r} is a link")
+
+
+def is_litter(member: zipfile.ZipInfo) -> bool:
+    """What macOS adds to archives, which is not unpacked."""
+    return member.filename.startswith("__MACOSX/")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import colorsys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -111,11 +111,16 @@ def predict_panoptic(trained: Trained, images: Sequence[Path], names: Sequence[s
     return writer.path
 
 
+def is_panoptic(model: nn.Module) -> TypeGuard[PANOPTIC_MODELS | AdaptIS]:
+    """Whether a model's results have "panoptic" and "segments_info"."""
+    return isinstance(model, PANOPTIC_MODELS) or (isinstance(model, AdaptIS) and model.whole)
+
+
 def require_panoptic(model: nn.Module) -> int:
     """The number of classes of things of a panoptic model; UserError for another one."""
-    if not (isinstance(model, PANOPTIC_MODELS) or (isinstance(model, AdaptIS) and model.whole)):
-        raise UserError("this model finds instances alone: --panoptic needs one that was trained on panoptic data")
-    return model.num_things
+    if is_panoptic(model):
+        return model.num_things
+    raise UserError("this model finds instances alone: --panoptic needs one that was trained on panoptic data")
 
 
 def draw_panoptic(image: Tensor, result: Panoptic, names: Mapping[int, str]) -> Image.Image:

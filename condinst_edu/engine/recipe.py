@@ -123,6 +123,8 @@ class Recipe:
     """SGD with momentum or AdamW."""
     lr: float = 0.01
     """Peak learning rate."""
+    backbone_lr: float = 1.0
+    """That of the pre-trained backbone, as a share of it."""
     momentum: float = 0.9
     """Of SGD; AdamW takes it as its first beta."""
     beta2: float = 0.99

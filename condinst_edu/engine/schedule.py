@@ -10,13 +10,26 @@ from condinst_edu.engine.recipe import Recipe
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD or AdamW; the weights and biases of normalisation layers are not decayed, as in the official code."""
-    norms: list[Tensor] = []
-    others: list[Tensor] = []
+    """SGD or AdamW; the weights and biases of normalisation layers are not decayed, as in the official code.
+
+    With `backbone_lr`, the backbone has a rate of its own, or those of its parts that it names as `pretrained`.
+    """
+    slow: set[int] = set()
+    for name, backbone in model.named_modules():
+        if recipe.backbone_lr != 1 and name.split(".")[-1] == "backbone":
+            parts = [getattr(backbone, part) for part in getattr(backbone, "pretrained", ())] or [backbone]
+            slow |= {id(p) for part in parts for p in part.parameters()}
+    kinds: dict[tuple[bool, bool], list[Tensor]] = {(s, n): [] for s in (False, True) for n in (False, True)}
     for module in model.modules():
-        kept = norms if isinstance(module, nn.GroupNorm | nn.modules.batchnorm._BatchNorm) else others
-        kept += [p for p in module.parameters(recurse=False) if p.requires_grad]
-    groups = [{"params": others, "weight_decay": recipe.weight_decay}, {"params": norms, "weight_decay": 0.0}]
+        norm = isinstance(module, nn.GroupNorm | nn.modules.batchnorm._BatchNorm)
+        for p in module.parameters(recurse=False):
+            if p.requires_grad:
+                kinds[id(p) in slow, norm].append(p)
+    groups = [
+        {"params": kinds[s, n], "weight_decay": (1 - n) * recipe.weight_decay, "share": recipe.backbone_lr if s else 1}
+        for s, n in kinds
+        if slow or not s
+    ]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, recipe.beta2))
@@ -39,7 +52,7 @@ def rate_factor(recipe: Recipe, iteration: int) -> float:
 
 def set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, iteration: int) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = recipe.lr * rate_factor(recipe, iteration)
+        group["lr"] = recipe.lr * rate_factor(recipe, iteration) * group.get("share", 1)  # of older runs without
 
 
 def average(model: nn.Module, decay: float) -> AveragedModel:

@@ -25,10 +25,11 @@ class DeepLab(nn.Module):
 
     name: a torchvision ResNet or ResNeXt with bottleneck blocks, whose last two stages stay at stride 8; weights: one
     of torchvision's names or None; rates: dilations of the context module; skip_channels: of the features at stride 4.
-    `stride` is 4.
+    `stride` is 4; `pretrained` names the parts that weights are for.
     """
 
     stride = 4
+    pretrained = ("stem", "fine", "coarse")
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from condinst_edu.papers import item, table
 item("condinst:eq-2").symbols          # the code of Eq. 2
+item("condinst:eq-2").naive            # loop forms of it, written from the paper: papers.naive_condinst and its like
 table("condinst:table-3").rows         # the printed figures
 """
 

@@ -282,6 +282,15 @@ ENTRIES = (
         witness=witnesses.average_and_sum_agree,
     ),
     Erratum(
+        id="adaptis:section-5-classes",
+        items=("adaptis:class-of-mask",),
+        where="section 5, beside the official code",
+        says="The class of a mask is chosen among all classes, those of stuff too.",
+        finding="In the official code, and here, it is chosen among things: a mask of a point is of no stuff.",
+        status="we differ",
+        witness=witnesses.class_among_all_or_things,
+    ),
+    Erratum(
         id="adaptis:section-7-backbones",
         items=("adaptis:table-3", "adaptis:table-5"),
         where="section 7, beside Tables 3 and 5",

@@ -16,6 +16,14 @@ def cell_text(cell: Cell) -> str:
     return "-" if cell is None else str(cell)
 
 
+PAPERS = {
+    "condinst": "CondInst, the journal version",
+    "condinst-eccv": "CondInst, the conference version",
+    "dr1mask": "DR1Mask",
+    "adaptis": "AdaptIS",
+    "slides": "Tutorial slides of the FCOS family",
+}
+
 Status = Literal["equal", "tested", "miniature", "recipe", "figures", "we differ"]
 
 STATUS: dict[Status, str] = {

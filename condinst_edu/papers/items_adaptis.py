@@ -155,6 +155,7 @@ ITEMS = (
         section="7",
         symbols=("condinst_edu.recipes.adaptis.cityscapes_adaptis_r50",),
         tests=(
+            "tests/test_recipes_panoptic.py::test_adaptis_follows_section_7",
             "tests/test_recipes.py::test_every_full_size_recipe_has_its_figures",
             "tests/test_recipes.py::test_every_recipe_makes_sense_and_builds_its_model",
         ),
@@ -166,6 +167,7 @@ ITEMS = (
         section="7",
         symbols=("condinst_edu.recipes.adaptis.mapillary_adaptis_rx101",),
         tests=(
+            "tests/test_recipes_panoptic.py::test_adaptis_follows_section_7",
             "tests/test_recipes.py::test_every_full_size_recipe_has_its_figures",
             "tests/test_recipes.py::test_every_recipe_makes_sense_and_builds_its_model",
         ),
@@ -189,11 +191,11 @@ ITEMS = (
         section="7",
         symbols=("condinst_edu.recipes.adaptis.coco_adaptis_rx101",),
         tests=(
+            "tests/test_recipes_panoptic.py::test_adaptis_follows_section_7",
             "tests/test_recipes.py::test_every_full_size_recipe_has_its_figures",
             "tests/test_recipes.py::test_every_recipe_makes_sense_and_builds_its_model",
         ),
         status="recipe",
-        lacks={"lesson": "a comparison on photographs at full scale, which no lesson runs"},
     ),
     Item(
         id="adaptis:table-6",

@@ -7,7 +7,7 @@ The symbols stand in notation.tsv. `code` names a function, class or attribute a
 from pathlib import Path
 from typing import NamedTuple
 
-from condinst_edu.papers.forms import anchor
+from condinst_edu.papers.forms import PAPERS, anchor
 
 
 class Symbol(NamedTuple):
@@ -99,10 +99,12 @@ def page() -> str:
         "",
         "The papers' symbols, and what they are called in our code: `name(argument)` is an argument.",
     ]
-    lines += ["", row("symbol", "paper", "what it is", "shape", "in the code", "where"), row(*["---"] * 6)]
-    for s in SYMBOLS:
-        where = ", ".join(f"[{id}](traceability.md#{anchor(id)})" for id in s.items)
-        lines.append(row(f"${s.latex}$", s.paper, s.meaning, s.shape, f"`{s.code}`", where))
+    for paper, title in PAPERS.items():
+        lines += ["", f"## {title}", ""]
+        for s in (s for s in SYMBOLS if s.paper == paper):
+            where = ", ".join(f"[{id}](traceability.md#{anchor(id)})" for id in s.items)
+            parts = (f"${s.latex}$: {s.meaning}", s.shape, f"`{s.code}`", where)
+            lines.append(f"- {'; '.join(filter(None, parts))}")
     lines += ["", "## One letter, several things", "", row("letter", "what the papers mean by it"), row("---", "---")]
     for letter, symbols in disagreements().items():
         meanings = "; ".join(f"{s.paper}: ${s.latex}$, {s.meaning}" for s in symbols)

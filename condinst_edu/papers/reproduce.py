@@ -383,6 +383,9 @@ def show(result: dict[str, Any], path: Path) -> None:
     screen = Screen(title=TABLES[name].caption if name in TABLES else None)
     for column in ("", "", *names):
         screen.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
+    for i in range(-miniature.skip, 0):  # not run, for comparison
+        paper = printed(name, i)
+        screen.add_row(label(name, i), "paper", *(cell_text(paper.get(key)) for key in names), end_section=True)
     for i, row in enumerate(result["rows"]):
         if paper := printed(name, i):
             screen.add_row(row["name"], "paper", *(cell_text(paper.get(key)) for key in names))
@@ -394,8 +397,9 @@ def show(result: dict[str, Any], path: Path) -> None:
         first, second = (result["rows"][i]["scores"].get(claim.score, []) for i in (claim.first, claim.second))
         console.print(f"{claim.says} [bold]{judge(claim, first, second)}[/]", highlight=False)
     seeds = "one seed" if result["seeds"] == 1 else f"{result['seeds']} seeds"
+    models = "one model" if result["models"] == 1 else f"{result['models']} models"
     console.print(
-        f"Ours: {seeds}, {result['iterations']} iterations, {result['models']} models in {result['seconds'] / 60:.1f} "
+        f"Ours: {seeds}, {result['iterations']} iterations, {models} in {result['seconds'] / 60:.1f} "
         "minutes. Compare which way figures go from row to row, not the figures."
     )
     if miniature.note:

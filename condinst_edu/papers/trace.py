@@ -18,20 +18,13 @@ from rich.table import Table as Screen
 
 import condinst_edu
 from condinst_edu.papers import ERRATA, ITEMS, TABLES, Item, item
-from condinst_edu.papers.forms import PARTS, STATUS, Part, Table, anchor, cell_text
+from condinst_edu.papers.forms import PAPERS, PARTS, STATUS, Part, Table, anchor, cell_text
 from condinst_edu.papers.items import lost_symbols, resolve
 from condinst_edu.papers.miniatures import MINIATURES
 from condinst_edu.papers.notation import symbols_of
 from condinst_edu.papers.tables import markdown
 
 ROOT = Path(condinst_edu.__file__).parents[1]  # the checkout: the package is installed in place
-PAPERS = {
-    "condinst": "CondInst, the journal version",
-    "condinst-eccv": "CondInst, the conference version",
-    "dr1mask": "DR1Mask",
-    "adaptis": "AdaptIS",
-    "slides": "Tutorial slides of the FCOS family",
-}
 
 
 class Place(NamedTuple):
@@ -187,7 +180,7 @@ def show_item(name: str, console: Console | None = None) -> None:
     for symbol in entry.naive:
         line(f"  naive form: {symbol}  {place(symbol)}")
     for test in entry.tests:
-        line(f"  test: {test}  {place_of_test(test)}")
+        line(f"  test: {test}  {place_of_test(test) or '(gone)'}")
     for notebook, heading in sections_on(entry.id):
         line(f"  lesson: {notebook}, {heading}")
     for part in missing(entry):

@@ -280,6 +280,19 @@ def average_and_sum_agree() -> bool:
     return all(class_of_mask(probabilities, mask) == int(probabilities[:, mask].mean(dim=1).argmax()) for mask in masks)
 
 
+def class_among_all_or_things() -> bool:
+    """On a mask that looks like stuff more than like any thing, the two rules name different classes."""
+    import torch
+
+    from condinst_edu.adaptis_greedy import class_of_mask
+    from condinst_edu.papers import naive_adaptis
+
+    probabilities = torch.tensor([0.5, 0.2, 0.3])[:, None, None].expand(3, 4, 5)  # one class of stuff, two of things
+    mask, stuff = torch.ones(4, 5, dtype=torch.bool), 1
+    among_things = stuff + int(class_of_mask(probabilities[stuff:], mask[None])[0])
+    return (naive_adaptis.class_of_mask(probabilities, mask), among_things) == (0, 2)
+
+
 def backbones_of_the_tables() -> bool:
     """Tables 3 and 5 have AdaptIS with ResNet-50 and ResNet-101 beside ResNeXt-101."""
     rows = [TABLES[id].find(method="AdaptIS") for id in ("adaptis:table-3", "adaptis:table-5")]

@@ -73,7 +73,13 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "bacteria-v2-adaptis-paper": bacteria.bacteria_v2_adaptis_paper,
     "bacteria-mask-rcnn-paper": bacteria.bacteria_mask_rcnn_paper,
     "cityscapes-adaptis-r50": adaptis.cityscapes_adaptis_r50,
+    "cityscapes-adaptis-r101": adaptis.cityscapes_adaptis_r101,
+    "cityscapes-adaptis-rx101": adaptis.cityscapes_adaptis_rx101,
+    "mapillary-adaptis-r50": adaptis.mapillary_adaptis_r50,
+    "mapillary-adaptis-r101": adaptis.mapillary_adaptis_r101,
     "mapillary-adaptis-rx101": adaptis.mapillary_adaptis_rx101,
+    "coco-adaptis-r50": adaptis.coco_adaptis_r50,
+    "coco-adaptis-r101": adaptis.coco_adaptis_r101,
     "coco-adaptis-rx101": adaptis.coco_adaptis_rx101,
 }
 

@@ -4,7 +4,7 @@
 
 80 classes of things and 53 of stuff; schedules, sizes and batch are those of the instance models ("unless specified,
 the same as in the instance segmentation task"), masks come from the panoptic annotations, so that none overlap.
-`panoptic_annotations_trainval2017.zip` of COCO holds them; its two zips of PNGs are unpacked beside the JSON files.
+`condinst-edu data coco --panoptic` brings them: JSON files, and beside each a folder of PNGs.
 The authors did not publish this part of their code. None of these recipes has been run to its end here.
 """
 

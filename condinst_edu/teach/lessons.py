@@ -3,7 +3,7 @@
 make lessons                  build all, run the students' notebooks, print what each took
 make lessons ARGS="02"        one of them
 make lessons ARGS="--check"   run nothing, fail where a file is not what its source gives
-make lessons ARGS="--plans"   write the plans for class alone, run nothing
+make lessons ARGS="--plans"   write what is for class alone, run nothing
 """
 
 import dataclasses
@@ -24,9 +24,11 @@ from rich.table import Table
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
 from condinst_edu.progress import progress_bar
+from condinst_edu.teach.demo_notebooks import demo_notebook
 from condinst_edu.teach.notebooks import (
     LESSONS,
     Cell,
+    Lesson,
     Notebook,
     instructor_plan,
     lesson_names,
@@ -135,11 +137,12 @@ def paths_of(name: str) -> dict[str, Path]:
         "student": LESSONS / f"{name}.ipynb",
         "solution": LESSONS / "solutions" / f"{name}.ipynb",
         "plan": LESSONS / "instructor" / f"{name}.md",
+        "demo": LESSONS / "instructor" / f"{name}.ipynb",
     }
 
 
 def build_lesson(name: str) -> Timing:
-    """Write a lesson's three files, the student's notebook with its outputs."""
+    """Write a lesson's files, the student's notebook with its outputs."""
     import nbformat
 
     lesson, paths = read_lesson(name), paths_of(name)
@@ -152,9 +155,21 @@ def build_lesson(name: str) -> Timing:
         with whole_file(path) as temporary:
             temporary.write_text(text + "\n")
     note_seconds(lesson.name, timing)
-    with whole_file(paths["plan"]) as temporary:
-        temporary.write_text(instructor_plan(lesson))
+    write_for_class(lesson)
     return timing
+
+
+def write_for_class(lesson: Lesson) -> None:
+    """The plan, and the notebook for the projector."""
+    import nbformat
+
+    paths = paths_of(lesson.name)
+    for path, text in (
+        (paths["plan"], instructor_plan(lesson)),
+        (paths["demo"], nbformat.writes(nbformat.from_dict(demo_notebook(lesson))) + "\n"),
+    ):
+        with whole_file(path) as temporary:
+            temporary.write_text(text)
 
 
 def note_seconds(name: str, timing: Timing) -> None:
@@ -197,7 +212,11 @@ def problems(name: str) -> list[str]:
 
     lesson, paths = read_lesson(name), paths_of(name)
     found = []
-    for kind, made in (("student", student_notebook(lesson)), ("solution", solution_notebook(lesson))):
+    for kind, made in (
+        ("student", student_notebook(lesson)),
+        ("solution", solution_notebook(lesson)),
+        ("demo", demo_notebook(lesson)),
+    ):
         path = paths[kind]
         if not path.exists():
             found.append(f"{path} is missing")
@@ -251,8 +270,7 @@ def main(arguments: list[str]) -> int:
         return 1 if found else 0
     for name in chosen:
         if "--plans" in arguments:
-            with whole_file(paths_of(name)["plan"]) as temporary:
-                temporary.write_text(instructor_plan(read_lesson(name)))
+            write_for_class(read_lesson(name))
             continue
         timing = build_lesson(name)
         print(

@@ -39,6 +39,7 @@ TAGS = {
     "check": "calls `check`",
     "instructor": "talking points, in the plan only; first lines `minutes: 5` and `late: what to leave out (saves 3)`",
 }
+SHOWN = {"first-result", "demo", "play"}  # tags of what is shown in class
 LEVELS = {1: "easy", 2: "medium", 3: "hard"}
 HEADER_FIELDS = {"title", "minutes", "needs", "gives", "papers"}
 
@@ -281,7 +282,7 @@ def instructor_plan(lesson: Lesson) -> str:
     lines = [f"# Plan for class: {lesson.number}. {lesson.title}", ""]
     took = f" ({run:.0f} s)" if run else ""
     lines += [f"{total} minutes without the exercises. Run all cells of [the lesson](../{lesson.name}.ipynb)"]
-    lines += [f"beforehand{took}; the links below open it at the cells to show."]
+    lines += [f"beforehand{took}, or of [its cells to show]({lesson.name}.ipynb) alone, with what they need folded."]
     lines += ["", *plan_of_time(sections)]
     for section in (s for s in sections if s.shown or s.points or s.minutes):
         lines += [f"## {section.name}" + (f" ({section.minutes} min)" if section.minutes else ""), ""]

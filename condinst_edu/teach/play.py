@@ -1,4 +1,4 @@
-"""The demos of `make play`, each a page that fills the screen: click to segment, and thresholds of the fusion.
+"""The demos of `make play`, pages that fill the screen: click to segment, thresholds of the fusion, a comparison.
 
 A notebook of lessons/play holds one call of a function of this module; Voila shows what it returns and no code.
 """
@@ -9,11 +9,19 @@ import ipywidgets
 import torch
 from torch import Tensor
 
+from condinst_edu.datasets.coco import CocoDataset
 from condinst_edu.teach.fusion import ExploreFusion, look_at
+from condinst_edu.teach.segment_pictures import figure_png
+from condinst_edu.teach.side_by_side import compare_models, crowded, show_comparison, table_of
 from condinst_edu.teach.tiny import Trained, held_out, held_out_of, held_out_panoptic, load_tiny
 from condinst_edu.teach.widgets import ClickToSegment
 
-PAGES = {"condinst": "CondInst", "adaptis": "AdaptIS", "thresholds": "Panoptic fusion"}  # notebook: what it is called
+PAGES = {  # notebook: what it is called
+    "condinst": "CondInst",
+    "adaptis": "AdaptIS",
+    "thresholds": "Panoptic fusion",
+    "compare": "Side by side",
+}
 
 STYLE = """<style>
 .play { max-width: 1700px; margin: 0 auto; padding: 8px 16px; }
@@ -28,6 +36,7 @@ STYLE = """<style>
 .play .click-to-segment .panels { max-height: calc(100vh - 170px); overflow-y: auto; }
 .play .widget-html-content p { font-size: 18px; line-height: 1.4; white-space: normal; }
 .play .widget-image { width: min(100%, calc((100vh - 300px) * 1.45)); object-fit: contain; }
+.play td { padding: 1px 14px 1px 0; font-size: 15px; line-height: 1.35; }
 @media (max-width: 700px) { .play .click-to-segment > div:first-child, .play .widget-image { width: 100%; } }
 </style>"""
 
@@ -52,6 +61,22 @@ def threshold_page() -> ipywidgets.VBox:
     found = look_at(load_tiny("panoptic-condinst").model, held_out_panoptic(50), 20)  # type: ignore[arg-type]
     what = "Move a threshold: which segments go, and what does it do to panoptic quality?"
     return page("thresholds", what, 1, 0, lambda _: ExploreFusion(found, 3))
+
+
+def compare_page() -> ipywidgets.VBox:
+    """CondInst, Mask R-CNN, SOLO and AdaptIS on held-out images, the most crowded one first."""
+    images = held_out(50)
+    what = "The surest masks of each model, as many as there are objects. Which objects does each confuse, and why?"
+    return page("compare", what, len(images), crowded(images), lambda k: comparison_of(images, k))
+
+
+def comparison_of(images: CocoDataset, index: int) -> ipywidgets.VBox:
+    image, target = images[index][0] / 255, images.target(index)
+    compared = compare_models(image, target)
+    rows = table_of(len(target["masks"]), compared)
+    cells = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows)
+    picture = ipywidgets.Image(value=figure_png(show_comparison(image, target, compared)), format="png")
+    return ipywidgets.VBox([ipywidgets.HTML(f'<table role="status">{cells}</table>'), picture])
 
 
 def page(name: str, what: str, count: int, first: int, widget: Callable[[int], ipywidgets.Widget]) -> ipywidgets.VBox:

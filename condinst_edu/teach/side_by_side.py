@@ -12,14 +12,13 @@ from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from condinst_edu.datasets.coco import CocoDataset
+from condinst_edu.files import whole_file
 from condinst_edu.teach.pictures import show_panels
-from condinst_edu.teach.tiny import TINY, broken, load_tiny, read_card
+from condinst_edu.teach.tiny import ROOT, TINY, broken, held_out, load_tiny, read_card
 
 MODELS = {  # how each of them tells one object from another
     "condinst": ("CondInst", "filters and an origin for each object"),
@@ -27,17 +26,20 @@ MODELS = {  # how each of them tells one object from another
     "solo": ("SOLO", "a channel for each cell of a grid"),
     "panoptic-adaptis": ("AdaptIS", "a point, whose features steer the head"),
 }
+START, END = "<!-- table: made by python -m condinst_edu.teach.side_by_side -->", "<!-- end -->"
 
 
 class Comparison(NamedTuple):
     """What a model makes of one image: masks (N, H, W) of its surest detections, and how they fit the truth.
 
     N is the number of objects, M, or less: scores of different models mean different things, so no threshold is fair.
-    found: how many objects a detection of their class covers with an IoU above one half; iou: the mean of these;
+    drawn: how many objects a detection covers with an IoU above one half; found: with their class; iou: mean of those
+    found;
     milliseconds: for the image; ap: mask AP on the held-out images, from the model's card.
     """
 
     masks: Tensor
+    drawn: int
     found: int
     iou: float
     milliseconds: float
@@ -79,7 +81,9 @@ def compare(model: nn.Module, image: Tensor, target: Mapping[str, Tensor], ap: f
     surest = result["scores"].argsort(descending=True)[: len(target["masks"])]
     masks, labels = result["masks"][surest], result["labels"][surest]
     hits = [iou for iou in matched_ious(masks, labels, target) if iou > 0]
-    return Comparison(masks, len(hits), sum(hits) / max(len(hits), 1), milliseconds, ap)
+    alike = {"masks": target["masks"], "labels": torch.zeros_like(target["labels"])}
+    drawn = sum(iou > 0 for iou in matched_ious(masks, torch.zeros_like(labels), alike))
+    return Comparison(masks, drawn, len(hits), sum(hits) / max(len(hits), 1), milliseconds, ap)
 
 
 def matched_ious(masks: Tensor, labels: Tensor, target: Mapping[str, Tensor]) -> list[float]:
@@ -103,13 +107,50 @@ def matched_ious(masks: Tensor, labels: Tensor, target: Mapping[str, Tensor]) ->
 
 
 def show_comparison(image: Tensor, target: Mapping[str, Tensor], compared: Mapping[str, Comparison]) -> Figure:
-    """The image, the truth, and each model's masks, with the number that fits in the titles; prints a table."""
-    screen = Table("model", "tells objects apart by", "found", "IoU", "ms", "AP on its card")
-    ways, objects = dict(MODELS.values()), len(target["masks"])
+    """The image, the truth, and each model's masks, with the number that fits in the titles."""
+    objects = len(target["masks"])
     panels = {"the image": (image, {}), f"truth: {objects} objects": (image, {"masks": target["masks"]})}
     for title, one in compared.items():
-        ap = f"{one.ap:.3f}"
-        screen.add_row(title, ways[title], f"{one.found} of {objects}", f"{one.iou:.2f}", f"{one.milliseconds:.0f}", ap)
-        panels[f"{title}: {one.found} of {objects}"] = (image, {"masks": one.masks})
-    Console(width=110).print(screen)
+        panels[f"{title}: {one.drawn} drawn, {one.found} with class"] = (image, {"masks": one.masks})
     return show_panels(panels, columns=3)
+
+
+def table_of(objects: int, compared: Mapping[str, Comparison]) -> list[list[str]]:
+    """Heads and rows: model, what tells objects apart in it, objects drawn, with the right class, IoU, time, AP."""
+    ways = dict(MODELS.values())
+    rows = [["model", "tells objects apart by", "drawn", "with its class", "IoU", "ms", "AP, all images"]]
+    for title, one in compared.items():
+        figures = (
+            f"{one.drawn} of {objects}",
+            f"{one.found} of {objects}",
+            f"{one.iou:.2f}",
+            f"{one.milliseconds:.0f}",
+            f"{one.ap:.3f}",
+        )
+        rows.append([title, ways[title], *figures])
+    return rows
+
+
+def main() -> None:
+    """Write docs/comparison.png and the table in docs/comparison.md: `python -m condinst_edu.teach.side_by_side`."""
+    torch.set_num_threads(1)
+    images = held_out(50)
+    index = crowded(images)
+    image, target = images[index][0] / 255, images.target(index)
+    compared = compare_models(image, target)
+    docs = ROOT / "docs"
+    with whole_file(docs / "comparison.png") as temporary:
+        show_comparison(image, target, compared).savefig(temporary, format="png", dpi=100)
+    table = [[*row[:5], row[6]] for row in table_of(len(target["masks"]), compared)]  # times are this machine's
+    table.insert(1, ["---"] * 6)
+    made = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    if missing := [title for title, _ in MODELS.values() if title not in compared]:
+        made += f"\n\nNo model of these data is shipped yet for {' and '.join(missing)}."
+    text = (docs / "comparison.md").read_text()
+    before, _, rest = text.partition(START)
+    with whole_file(docs / "comparison.md") as temporary:
+        temporary.write_text(f"{before}{START}\n\n{made}\n\n{END}{rest.partition(END)[2]}")
+
+
+if __name__ == "__main__":
+    main()

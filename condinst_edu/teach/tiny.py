@@ -28,11 +28,11 @@ from condinst_edu.datasets.coco_panoptic import PanopticDataset
 from condinst_edu.datasets.shapes_coco import write_shapes
 from condinst_edu.engine.checkpoint import Trained, load_model, save_model
 from condinst_edu.engine.evaluate import coco_ap, detect_all, evaluate
+from condinst_edu.engine.panoptic import is_panoptic
 from condinst_edu.engine.recipe import Recipe, override_model
 from condinst_edu.engine.train import open_split, train
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
-from condinst_edu.panoptic_models import PANOPTIC_MODELS
 from condinst_edu.papers.reproduce_toy import toy_ap
 from condinst_edu.recipes import get_recipe
 
@@ -67,6 +67,8 @@ TINY = {
     "condinst-factor4": Tiny("masks upsampled by 4", "shapes-condinst", ("factor=4",)),
     "blendmask": Tiny("BlendMask", "shapes-blendmask"),
     "panoptic-condinst": Tiny("CondInst with stuff", "shapes-panoptic-condinst", iterations=2000),
+    "panoptic-dr1mask": Tiny("DR1Mask with stuff", "shapes-panoptic-dr1mask", iterations=2000),
+    "panoptic-adaptis": Tiny("AdaptIS with stuff", "shapes-panoptic-adaptis", iterations=1200, proposals=150),
     "dr1mask": Tiny("DR1Mask", "shapes-dr1mask"),
     "dr1mask-none": Tiny("DR1Mask without A and B", "shapes-dr1mask", ("factors=none",)),
     "mask-rcnn": Tiny("Mask R-CNN", "shapes-mask-rcnn", iterations=1500),
@@ -148,7 +150,7 @@ def score(model: nn.Module, folder: Path, progress: bool = False) -> dict[str, A
     """
     instances = CocoDataset(folder / "val", folder / "annotations" / "instances_val.json")
     scores = evaluate(model, instances, progress=progress)
-    if isinstance(model, PANOPTIC_MODELS):
+    if is_panoptic(model):
         annotations = folder / "annotations" / "panoptic_val.json"
         dataset = PanopticDataset(folder / "val", annotations, folder / "panoptic_val")
         quality = evaluate(model, dataset, progress=progress)

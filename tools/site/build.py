@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SOURCE, SLIDES, SITE, TREES = (ROOT / "build" / f"site{kind}" for kind in ("-source", "-slides", "", "-doctrees"))
 COPIED = (
-    *("README.md", "LICENSE", "docs/**/*.md", "docs/**/*.png", "docs/**/*.json"),
+    *("README.md", "LICENSE", "docs/**/*.md", "docs/**/*.png", "docs/**/*.svg", "docs/**/*.json"),
     *("lessons/*.ipynb", "lessons/README.md", "lessons/instructor/*.md", "lessons/quiz/*.md"),
 )
 
@@ -32,7 +32,8 @@ def main() -> int:
         return 1
     sys.path.insert(0, str(HERE))
     stage()
-    options = ["-q", "-W", "--keep-going", "-d", str(TREES), "-c", str(HERE)]
+    strict = ["-W", "--keep-going"] if "--strict" in sys.argv else []  # a link that leads nowhere is an error
+    options = ["-q", *strict, "-d", str(TREES), "-c", str(HERE)]
     if status := build_main([*options, str(SOURCE), str(SITE)]):
         print("site: Sphinx complained, see above.", file=sys.stderr)
         return int(status)
@@ -62,7 +63,14 @@ def sources() -> Iterator[tuple[str, bytes]]:
     made["papers/trace.md"] = pages.trace_page() + toctree(papers)
     others = {f"papers/{name}.md": text for name, text in pages.pages_of_modules().items()}
     made |= others
-    made["index.md"] = made["index.md"].replace("PAGES OF MODULES", "\n".join(name[:-3] for name in others))
+    docs = [name for name in names if name.startswith("docs/") and name.endswith(".md")]
+    reproduced = [name for name in docs if name.startswith("docs/reproduced/")]
+    for mark, listed in {
+        "PAGES OF MODULES": list(others),
+        "REPRODUCED": reproduced,
+        "OTHER DOCS": [name for name in docs if name not in reproduced],
+    }.items():
+        made["index.md"] = made["index.md"].replace(mark, "\n".join(name.removesuffix(".md") for name in listed))
     reference = pages.api_pages()
     made |= {f"api/{name}.rst": text for name, text in reference.items()} | {"api.md": pages.api_index(reference)}
     plans = [name for name in names if name.startswith("lessons/instructor/")]
@@ -76,6 +84,7 @@ def sources() -> Iterator[tuple[str, bytes]]:
         if name == "lessons/README.md":
             data += toctree(lessons).encode()
         if name in plans:
+            data = DEMO_LINK.sub(rb"\1", data)
             data = CELL_LINK.sub(rb'<a href="../\1.html#\2"><code>\2</code></a>', data)
         yield name, with_cell_ids(data) if name.endswith(".ipynb") else data
     yield from ((name, text.encode()) for name, text in made.items())
@@ -85,6 +94,7 @@ CELL_LINK = re.compile(rb"\[`[\w-]+`\]\(\.\./(\w+)\.ipynb#cell-id=([\w-]+)\)")  
 SLIDES_HEADING = (
     "\n## Slides\n\nArrow keys turn the page, `f` fills the screen, `d` is light or dark; answers come with a key.\n\n"
 )
+DEMO_LINK = re.compile(rb"\[(its cells to show)\]\(\w+\.ipynb\)")  # without outputs: not on the site
 PLANS = "\nOne for each lesson: minutes, the cells to show, what to say, the mistakes to expect.\n"
 
 

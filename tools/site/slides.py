@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from condinst_edu.teach.notebooks import Lesson, Question, tags
+from condinst_edu.teach.notebooks import SHOWN, Lesson, Question, tags
 
-SHOWN = {"first-result", "demo", "play"}
 NO_SLIDES = ("Exercises", "Questions", "What the paper says and what the code does")
 HERE = Path(__file__).resolve().parent
 MAX_LINES, MANY_LINES, MAX_POINTS = 14, 5, 3
