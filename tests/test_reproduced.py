@@ -50,8 +50,8 @@ def test_page_has_figures_verdicts_and_cards(results: Path, tmp_path: Path) -> N
     assert "| NFL is ahead of FL. | PQ, ours AP@0.5 | +3.1 | -0.5 | **within the spread** |" in text
     assert "| NFL is slightly ahead of BCE. | PQ, ours AP@0.5 | +0.3 | -10.0 | **does not show** |" in text
     assert "`condinst-edu reproduce condinst:table-4`: 3 seeds, 7 iterations of 8 images (d)" in text
-    assert "| [condinst:table-4](#condinsttable-4) | 3 | 4 | 3 | 0 | 1 |" in text
-    assert "| [adaptis:table-7](#adaptistable-7) | 3 | 3 | 1 | 1 | 1 |" in text
+    assert "| [condinst:table-4](#condinsttable-4) | 3 | 4 | 3 | 0 | 1 | 0 |" in text
+    assert "| [adaptis:table-7](#adaptistable-7) | 3 | 3 | 1 | 1 | 1 | 0 |" in text
     what_does_not = text.partition("## What does not show")[2].partition("\n## ")[0]
     assert what_does_not.count("\n- ") == 3
     assert "- `adaptis:table-7`: NFL is slightly ahead of BCE. **Does not show.**" in what_does_not

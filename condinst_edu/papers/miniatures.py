@@ -118,7 +118,14 @@ MINIATURES: dict[str, Miniature] = {
             Claim("Without relative coordinates AP drops.", 3, 0),
             Claim("Absolute coordinates do not replace relative ones.", 3, 2),
             Claim("Relative coordinates without features lose as well.", 3, 1),
-            Claim("Relative coordinates alone are about as good as features alone.", 1, 0, "="),
+            Claim(
+                "Relative coordinates alone are about as good as features alone.",
+                1,
+                0,
+                "=",
+                because="The training is too short: features alone have hardly begun to tell objects apart. After 3000 "
+                "iterations they are ahead, mask AP 69.0 against 48.6 (docs/results.md, one seed).",
+            ),
             Claim("Absolute coordinates bring little over none.", 2, 0, "="),
         ),
     ),
@@ -126,10 +133,26 @@ MINIATURES: dict[str, Miniature] = {
         "shapes-condinst",
         (Row(("factor=1",)), DEFAULT, Row(("factor=4",))),
         (
-            Claim("Masks have to be upsampled: factor 2 is ahead of 1.", 1, 0),
-            Claim("Small objects need it too.", 1, 0, ">", "APs"),
+            Claim(
+                "Masks have to be upsampled: factor 2 is ahead of 1.",
+                1,
+                0,
+                because="Each seed by itself has it ahead, but seeds differ by more. Our masks are at 1/4 of the input "
+                "already where the paper's are at 1/8. After 3000 iterations the gap is 73.0 against 62.4 "
+                "(docs/results.md, one seed).",
+            ),
+            Claim(
+                "Small objects need it too.", 1, 0, ">", "APs", because="As for AP: nearly all objects here are small."
+            ),
             Claim("Factor 4 brings no more than 2.", 2, 1, "="),
-            Claim("Factor 4 is worse than 2 for small objects.", 1, 2, ">", "APs"),
+            Claim(
+                "Factor 4 is worse than 2 for small objects.",
+                1,
+                2,
+                ">",
+                "APs",
+                because="The paper blames COCO's rough outlines; the outlines of drawn shapes are exact.",
+            ),
         ),
         note="The tiny bottom branch is on P2: our masks have 1/4, 1/2 and 1/1 of the input's resolution.",
     ),

@@ -8,7 +8,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -89,10 +89,11 @@ def page(folder: Path) -> str:
 
 def overview(results: dict[str, Result]) -> str:
     """A line for each table: how many of its claims show."""
-    lines = ["| table | seeds | claims | show | do not show | within the spread |", "|---|---|---|---|---|---|"]
+    heads = ["table", "seeds", "claims", "show", "do not show", "within the spread", "too few seeds"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, result in results.items():
         said = [verdict for _, verdict in verdicts(result)]
-        counts = [str(said.count(verdict)) for verdict in ("shows", "does not show", "within the spread")]
+        counts = [str(said.count(verdict)) for verdict in get_args(Verdict)]
         lines.append(f"| [{name}](#{anchor(name)}) | {result['seeds']} | {len(said)} | {' | '.join(counts)} |")
     return "\n".join([*lines, ""])
 
@@ -102,7 +103,7 @@ def missed(results: dict[str, Result]) -> str:
     lines = ["## What does not show", ""]
     for name, result in results.items():
         for claim, verdict in verdicts(result):
-            if verdict != "shows":
+            if verdict in ("does not show", "within the spread"):
                 lines.append(f"- `{name}`: {claim.says} **{verdict.capitalize()}.** {claim.because}".rstrip())
     return "\n".join([*lines, ""])
 

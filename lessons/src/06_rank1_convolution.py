@@ -404,7 +404,7 @@ with torch.no_grad():
 #
 # `dr1mask:table-4`: what an instance weighs its bases with, on COCO. Ours is one model and one seed, on drawn shapes, so
 # only its own row is filled. `condinst-edu reproduce dr1mask:table-4` trains the other two; that of `dr1mask:table-1` trains
-# without A, B or both, and docs/results.md has what came of it with three seeds.
+# without A, B or both, and docs/reproduced/README.md has what came of them.
 
 # %% tags=["demo"]
 from condinst_edu.papers import ERRATA, table
