@@ -147,7 +147,7 @@ def shapes_solo() -> Recipe:
         "ranges": ((1, 36), (28, 128)),
         "head": {"convs": 2, "channels": 48},
     }
-    return dataclasses.replace(shapes_fcos(), model="solo", model_args=model_args, iterations=1500)
+    return dataclasses.replace(shapes_fcos(), model="solo", model_args=model_args)
 
 
 def shapes_decoupled_solo() -> Recipe:

@@ -72,9 +72,9 @@ TINY = {
     "dr1mask": Tiny("DR1Mask", "shapes-dr1mask"),
     "dr1mask-none": Tiny("DR1Mask without A and B", "shapes-dr1mask", ("factors=none",)),
     "mask-rcnn": Tiny("Mask R-CNN", "shapes-mask-rcnn", iterations=1500),
-    "solo": Tiny("SOLO", "shapes-solo", iterations=1500),
-    "solo-no-coordconv": Tiny("SOLO without CoordConv", "shapes-solo", ("head.coordinates=False",), iterations=1500),
-    "decoupled-solo": Tiny("Decoupled SOLO", "shapes-decoupled-solo", iterations=1500),
+    "solo": Tiny("SOLO", "shapes-solo"),
+    "solo-no-coordconv": Tiny("SOLO without CoordConv", "shapes-solo", ("head.coordinates=False",)),
+    "decoupled-solo": Tiny("Decoupled SOLO", "shapes-decoupled-solo"),
     "adaptis": Tiny("AdaptIS on its toy problem", "bacteria-adaptis", iterations=5000, proposals=100),
 }
 

@@ -511,13 +511,13 @@ print(f"   a grid of {fine}, masks at stride 2: {best[fine]:.1f};", end=" ")
 print(f"and one of {coarse} for the larger things, at stride 4: {drawn:.1f}")
 
 # %% [markdown]
-# CoordConv has nothing to bring here: at 128 pixels the features know the place without it, as the padding showed. (One
+# CoordConv has next to nothing to bring here: at 128 pixels the features know the place without it, as the padding showed. (One
 # seed; a point or two may be chance.) Eight cells along a side are enough for these images; many more cannot help, four
 # lose objects, as the counts at the beginning said. Levels cannot show their worth: our objects are 12 to 54 pixels
 # large, COCO's from a few to hundreds, and there no single grid is fine enough for the small ones *and* cheap enough for
 # the large ones. `condinst-edu reproduce slides:solo-grid-number` trains tiny SOLOs with other grids, several seeds each.
 #
-# *Decoupled* is far ahead, where the slides found the two equal after a long training. Ours was short, and SOLO has to
+# *Decoupled* is ahead, where the slides found the two equal after a long training. Ours was short, and SOLO has to
 # learn each of its places by itself: a channel learns only from objects that happen to lie in its cell. A row's map
 # learns from every object in its row. CondInst learns one way to draw for all places, and needs least.
 
