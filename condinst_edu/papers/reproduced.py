@@ -104,7 +104,8 @@ def missed(results: dict[str, Result]) -> str:
     for name, result in results.items():
         for claim, verdict in verdicts(result):
             if verdict in ("does not show", "within the spread"):
-                lines.append(f"- `{name}`: {claim.says} **{verdict.capitalize()}.** {claim.because}".rstrip())
+                because = claim.because or MINIATURES[name].because
+                lines.append(f"- `{name}`: {claim.says} **{verdict.capitalize()}.** {because}".rstrip())
     return "\n".join([*lines, ""])
 
 
