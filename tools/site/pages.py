@@ -5,7 +5,6 @@ place: whoever looks for `condinst:eq-2` needs no second page.
 """
 
 import ast
-import contextlib
 import importlib
 import inspect
 import re
@@ -120,18 +119,15 @@ def trace_page() -> str:
     return "\n".join(lines)
 
 
-MADE = ("errata", "tables", "notation", "reproduction")  # modules of condinst_edu.papers that make a page of their own
+MADE = ("errata", "tables", "notation")  # modules of condinst_edu.papers that make a page of their own
 
 
 def pages_of_modules() -> dict[str, str]:
-    """{name: page} of those in `MADE` that are there; ids in them become code, of which conf.py makes links."""
-    found = {}
-    for name in MADE:
-        with contextlib.suppress(ModuleNotFoundError):
-            module = importlib.import_module(f"condinst_edu.papers.{name}")
-            if hasattr(module, "page"):
-                found[name] = re.sub(r"\[`?([\w:.-]+)`?\]\(traceability\.md#[\w-]+\)", r"`\1`", module.page())
-    return found
+    """{name: page} of those in `MADE`; ids in them become code, of which conf.py makes links."""
+    written = {name: importlib.import_module(f"condinst_edu.papers.{name}").page() for name in MADE}
+    return {
+        name: re.sub(r"\[`?([\w:.-]+)`?\]\(traceability\.md#[\w-]+\)", r"`\1`", page) for name, page in written.items()
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------ library
