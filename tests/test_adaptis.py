@@ -659,7 +659,7 @@ def test_training_on_drawn_images_and_then_the_proposals(tmp_path: Path) -> None
     """Two iterations by the engine, from a recipe without any file; then the branch, which changes nothing else."""
     recipe = override_model(
         get_recipe("bacteria-adaptis"),
-        ("backbone_options.width=4", "backbone_options.depth=1", "branch_width=4", "points=2", "limit=2"),
+        ("backbone_options.width=4", "backbone_options.depth=2", "branch_width=4", "points=2", "limit=2"),
     )
     recipe = dataclasses.replace(recipe, iterations=2, batch_size=2)
     first = train(recipe, tmp_path / "first", show_progress=False).state_dict()
@@ -680,7 +680,7 @@ def test_training_of_the_proposals_with_soft_labels(tmp_path: Path) -> None:
     """From a model without them, and on from a checkpoint: what the threshold has moved is kept."""
     recipe = override_model(
         get_recipe("bacteria-adaptis"),
-        ("backbone_options.width=4", "backbone_options.depth=1", "branch_width=4", "points=4", "limit=2"),
+        ("backbone_options.width=4", "backbone_options.depth=2", "branch_width=4", "points=4", "limit=2"),
     )
     recipe = dataclasses.replace(recipe, iterations=1, batch_size=2)
     first = train(recipe, tmp_path / "first", show_progress=False)

@@ -32,7 +32,7 @@ SMALL = (
 )
 TOY = (
     "backbone_options.width=4",
-    "backbone_options.depth=1",
+    "backbone_options.depth=2",
     "backbone_options.finest=0",
     "branch_width=4",
     "points=2",
