@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_browser import ARGUMENTS, ROOT, find_browser
+from jupyter_browser import ROOT
 
 from condinst_edu.teach import play
 from condinst_edu.teach.fusion import ExploreFusion
@@ -88,17 +88,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(30)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install -e '.[browser]'")
-    if find_browser() is None:
-        pytest.skip("no Chromium: install the system's package `chromium`")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """The comparison of models on one image: how detections are matched, and the shipped models."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -52,7 +54,10 @@ def test_as_many_detections_count_as_there_are_objects() -> None:
     assert (swapped.drawn, swapped.found) == (2, 0)
     assert torch.equal(one.masks, stripes((0, 10), (12, 18)))
     empty = {"masks": stripes(), "labels": torch.zeros(0)}
-    assert compare(Fixed(), torch.rand(3, 6, 20), empty, ap=0.5)[1:4] == (0, 0, 0.0)
+    none = compare(Fixed(), torch.rand(3, 6, 20), empty, ap=0.5)
+    assert (none.drawn, none.found) == (0, 0)
+    assert math.isnan(none.iou)
+    assert table_of(0, {"SOLO": none})[1][4] == "-"
 
 
 def test_the_shipped_models_on_the_most_crowded_image() -> None:

@@ -6,14 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from jupyter_browser import ARGUMENTS, ROOT, find_browser
+from jupyter_browser import ROOT
 
 from condinst_edu.papers import ITEMS
 from condinst_edu.teach.notebooks import LESSONS, lesson_names, read_lesson, read_quiz
@@ -52,7 +51,6 @@ def test_sources_of_functions_properties_and_tests() -> None:
 
 def test_a_table_keeps_what_markdown_would_take() -> None:
     assert pages.plain("a_b * c|d `x_y`") == r"a\_b \* c\|d `x_y`"
-    assert "traceability.md" not in "".join(pages.pages_of_modules().values())
     assert list(pages.markdown_table(["a", "b"], [["1", "|"]])) == ["| a | b |", "|---|---|", r"| 1 | \| |", ""]
 
 
@@ -154,17 +152,6 @@ def test_lessons_have_their_pictures_and_ids_lead_to_their_place(site: Path) -> 
     lesson = (site / "lessons" / "02_dynamic_mask_heads.html").read_text()
     assert re.search(r'href="\.\./papers/condinst\.html#condinst-eq-2"', lesson)
     assert 'id="l02-c03"' in lesson  # a cell that the plan for class links to
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install -e '.[browser]'")
-    if find_browser() is None:
-        pytest.skip("no Chromium: install the system's package `chromium`")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.mark.slow

@@ -347,7 +347,7 @@ ERRATA: dict[str, Erratum] = {entry.id: entry for entry in ENTRIES}
 
 
 def page() -> str:
-    """All errata as a page in Markdown; ids are headings on traceability.md."""
+    """All errata as a page in Markdown."""
     lines = [
         "# Errata",
         "",
@@ -359,7 +359,7 @@ def page() -> str:
         *(f"| [{e.id}](#{anchor(e.id)}) | {e.says} | {e.status} |" for e in ENTRIES),
     ]
     for entry in ENTRIES:
-        concerns = ", ".join(f"[{id}](traceability.md#{anchor(id)})" for id in entry.items)
+        concerns = ", ".join(f"`{id}`" for id in entry.items)
         lines += ["", f"## {entry.id}", "", f"{entry.where[0].upper()}{entry.where[1:]}. {entry.says}", ""]
         lines += [f"**{entry.status}**: {entry.finding}", "", f"Concerns {concerns}. The witness:", ""]
         lines += ["```python", inspect.getsource(entry.witness).rstrip(), "```"]

@@ -7,7 +7,7 @@ The symbols stand in notation.tsv. `code` names a function, class or attribute a
 from pathlib import Path
 from typing import NamedTuple
 
-from condinst_edu.papers.forms import PAPERS, anchor
+from condinst_edu.papers.forms import PAPERS
 
 
 class Symbol(NamedTuple):
@@ -89,7 +89,7 @@ def disagreements() -> dict[str, list[Symbol]]:
 
 
 def page() -> str:
-    """The symbols as a page in Markdown; ids are headings on traceability.md."""
+    """The symbols as a page in Markdown."""
 
     def row(*cells: str) -> str:
         return f"| {' | '.join(cells)} |"
@@ -102,7 +102,7 @@ def page() -> str:
     for paper, title in PAPERS.items():
         lines += ["", f"## {title}", ""]
         for s in (s for s in SYMBOLS if s.paper == paper):
-            where = ", ".join(f"[{id}](traceability.md#{anchor(id)})" for id in s.items)
+            where = ", ".join(f"`{id}`" for id in s.items)
             parts = (f"${s.latex}$: {s.meaning}", s.shape, f"`{s.code}`", where)
             lines.append(f"- {'; '.join(filter(None, parts))}")
     lines += ["", "## One letter, several things", "", row("letter", "what the papers mean by it"), row("---", "---")]

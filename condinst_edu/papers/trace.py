@@ -1,13 +1,12 @@
 """From an equation, rule or table of a paper to its code, its naive form, its tests and its lessons.
 
-What `condinst-edu trace` prints, and the same as a page. Lessons are found by what their sources cite; files and lines
-are looked up anew each time.
+What `condinst-edu trace` prints, and what the site's pages of the papers are made of (tools/site/pages.py). Lessons are
+found by what their sources cite; files and lines are looked up anew each time.
 """
 
 import ast
 import inspect
 import re
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +17,10 @@ from rich.table import Table as Screen
 
 import condinst_edu
 from condinst_edu.papers import ERRATA, ITEMS, TABLES, Item, item
-from condinst_edu.papers.forms import PAPERS, PARTS, STATUS, Part, Table, anchor, cell_text
+from condinst_edu.papers.forms import PAPERS, PARTS, STATUS, Part, Table, cell_text
 from condinst_edu.papers.items import lost_symbols, resolve
 from condinst_edu.papers.miniatures import MINIATURES
 from condinst_edu.papers.notation import symbols_of
-from condinst_edu.papers.tables import markdown
 
 ROOT = Path(condinst_edu.__file__).parents[1]  # the checkout: the package is installed in place
 
@@ -209,72 +207,3 @@ def screen_of(table: Table) -> Screen:
     for row in table.rows:
         screen.add_row(*map(cell_text, row))
     return screen
-
-
-# ------------------------------------------------------------------------------------------------------------ as a page
-
-Link = Callable[[str, int], str]
-"""Where a line of a file of the checkout can be read: (path, line) -> address; line 0 is the whole file."""
-
-
-def in_the_repository(path: str, line: int) -> str:
-    """The address of a line from a page in docs/, as repositories are browsed."""
-    return f"../{path}#L{line}" if line else f"../{path}"
-
-
-def page(link: Link = in_the_repository) -> str:
-    """All ids as a page in Markdown, with formulas, links to code, tests and lessons, and the naive forms in full.
-
-    Other pages point to an id as traceability.md#condinsteq-2 (`anchor`); errata are on errata.md, tables on tables.md.
-    """
-    lines = [
-        "# From the papers to the code",
-        "",
-        "Every equation, rule and table that the project answers for: the code that does it, a loop form written",
-        "straight from the paper, the tests that hold it, and the sections of lessons that treat it.",
-        "`condinst-edu trace` prints the same, `condinst-edu trace condinst:eq-2` one of them.",
-        "",
-        f"{coverage(list(ITEMS.values()))}.",
-        "",
-        "| status | what it means |",
-        "|---|---|",
-        *(f"| {status} | {meaning} |" for status, meaning in STATUS.items()),
-    ]
-    for paper, entries in by_paper().items():
-        lines += ["", f"## {PAPERS[paper]}", "", f"{coverage(entries)}.", "", "| id | what | status |", "|---|---|---|"]
-        lines += [f"| [{entry.id}](#{anchor(entry.id)}) | {entry.title} | {entry.status} |" for entry in entries]
-        for entry in entries:
-            lines += ["", *item_lines(entry, link)]
-    return "\n".join(lines) + "\n"
-
-
-def item_lines(entry: Item, link: Link) -> list[str]:
-    """The lines of one id on the page."""
-
-    def linked(text: str, where: Place) -> str:
-        return f"[`{text}`]({link(*where)}) ({where})"
-
-    lines = [f"### {entry.id}", "", f"{entry.title} ({section(entry)}).", ""]
-    if entry.formula:
-        lines += ["$$", entry.formula, "$$", ""]
-    lines += [
-        f"- ${s.latex}$: {s.meaning}{f'; {s.shape}' if s.shape else ''}; in the code `{s.code}`"
-        for s in symbols_of(entry.id)
-    ]
-    lines += [f"- status: {entry.status}"]
-    lines += [f"- code: {linked(symbol, place(symbol))}" for symbol in entry.symbols]
-    lines += [f"- naive form: {linked(symbol, place(symbol))}" for symbol in entry.naive]
-    lines += [f"- test: {linked(test, where)}" for test in entry.tests if (where := place_of_test(test))]
-    lines += [f"- lesson: [{path}]({link(path, 0)}), {heading}" for path, heading in sections_on(entry.id)]
-    lines += [f"- no {part}: {entry.lacks.get(part, 'missing')}" for part in missing(entry)]
-    lines += [
-        f"- erratum: [{erratum.where}](errata.md#{anchor(erratum.id)}) ({erratum.status})"
-        for erratum in ERRATA.values()
-        if entry.id in erratum.items
-    ]
-    lines += [f"- in miniature: `condinst-edu reproduce {entry.id}`"] if entry.id in MINIATURES else []
-    for symbol in entry.naive:
-        lines += ["", "```python", source(symbol).rstrip(), "```"]
-    if entry.id in TABLES:
-        lines += ["", *markdown(TABLES[entry.id])]
-    return lines

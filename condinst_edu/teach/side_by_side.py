@@ -6,6 +6,7 @@ illustration; what counts is the AP on all held-out images, which is on their ca
 Legend: N detections, M objects, H, W image.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from torchvision.ops import box_iou
 from condinst_edu.datasets.coco import CocoDataset
 from condinst_edu.files import whole_file
 from condinst_edu.teach.pictures import show_panels
+from condinst_edu.teach.scoring import mask_iou, match_objects
 from condinst_edu.teach.tiny import ROOT, TINY, broken, held_out, load_tiny, read_card
 
 MODELS = {  # how each of them tells one object from another
@@ -34,8 +36,7 @@ class Comparison(NamedTuple):
 
     N is the number of objects, M, or less: scores of different models mean different things, so no threshold is fair.
     drawn: how many objects a detection covers with an IoU above one half; found: with their class; iou: mean of those
-    found;
-    milliseconds: for the image; ap: mask AP on the held-out images, from the model's card.
+    found, NaN for none; milliseconds: for the image; ap: mask AP on the held-out images, from the model's card.
     """
 
     masks: Tensor
@@ -83,7 +84,7 @@ def compare(model: nn.Module, image: Tensor, target: Mapping[str, Tensor], ap: f
     hits = [iou for iou in matched_ious(masks, labels, target) if iou > 0]
     alike = {"masks": target["masks"], "labels": torch.zeros_like(target["labels"])}
     drawn = sum(iou > 0 for iou in matched_ious(masks, torch.zeros_like(labels), alike))
-    return Comparison(masks, drawn, len(hits), sum(hits) / max(len(hits), 1), milliseconds, ap)
+    return Comparison(masks, drawn, len(hits), sum(hits) / len(hits) if hits else math.nan, milliseconds, ap)
 
 
 def matched_ious(masks: Tensor, labels: Tensor, target: Mapping[str, Tensor]) -> list[float]:
@@ -91,19 +92,10 @@ def matched_ious(masks: Tensor, labels: Tensor, target: Mapping[str, Tensor]) ->
 
     An object is taken once, by the first detection of its class with an IoU above one half.
     """
-    truth = target["masks"].flatten(1).float()  # (M, H * W)
-    taken: set[int] = set()
-    ious = []
-    for mask, label in zip(masks.flatten(1).float(), labels.tolist(), strict=True):
-        both = truth @ mask
-        iou = both / (truth.sum(dim=1) + mask.sum() - both)
-        free = (target["labels"] == label) & torch.tensor([k not in taken for k in range(len(truth))], dtype=torch.bool)
-        iou = iou * free
-        best = int(iou.argmax()) if len(iou) else -1
-        hit = best >= 0 and float(iou[best]) > 0.5
-        taken |= {best} if hit else set()
-        ious.append(float(iou[best]) if hit else 0.0)
-    return ious
+    none = torch.zeros(len(target["masks"]), dtype=torch.bool)
+    iou = mask_iou(masks, target["masks"], none) * (labels[:, None] == target["labels"])  # (N, M)
+    owners = match_objects(iou, none, none, math.nextafter(0.5, 1)).tolist()
+    return [float(iou[n, m]) if m >= 0 else 0.0 for n, m in enumerate(owners)]
 
 
 def show_comparison(image: Tensor, target: Mapping[str, Tensor], compared: Mapping[str, Comparison]) -> Figure:
@@ -123,7 +115,7 @@ def table_of(objects: int, compared: Mapping[str, Comparison]) -> list[list[str]
         figures = (
             f"{one.drawn} of {objects}",
             f"{one.found} of {objects}",
-            f"{one.iou:.2f}",
+            f"{one.iou:.2f}" if one.found else "-",
             f"{one.milliseconds:.0f}",
             f"{one.ap:.3f}",
         )
