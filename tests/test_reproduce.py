@@ -19,7 +19,7 @@ from condinst_edu.papers import ITEMS, TABLES
 from condinst_edu.papers import reproduce as miniature
 from condinst_edu.papers.miniatures import DEFAULT, MINIATURES, Row, label, printed
 from condinst_edu.papers.reproduce import Run, Settings, base_recipe, iterations_within, reproduce, score
-from condinst_edu.papers.reproduce_toy import THRESHOLDS
+from condinst_edu.papers.toy_score import THRESHOLDS
 from condinst_edu.recipes import get_recipe
 from condinst_edu.teach.tiny import load_tiny
 
@@ -220,6 +220,14 @@ def test_what_decides_the_weights_decides_the_folder(tmp_path: Path) -> None:
     ]
     assert {run.folder.name for run in same} == {one}
     assert len({one, *(run.folder.name for run in other)}) == 1 + len(other)
+
+
+def test_what_a_table_changes_in_its_recipe_wins() -> None:
+    """Models that start from the tiny FCOS take a small step, unless the table says otherwise."""
+    kept, changed = MINIATURES["condinst:table-3"], MINIATURES["slides:solo-levels"]
+    assert (base_recipe(kept, Settings()).lr, base_recipe(kept, Settings()).batch_size) == (3e-3, 4)
+    assert base_recipe(kept, Settings(scratch=True)).lr == get_recipe(kept.recipe).lr
+    assert (base_recipe(changed, Settings()).lr, base_recipe(changed, Settings()).batch_size) == (5e-3, 8)
 
 
 def test_a_killed_run_goes_on(tmp_path: Path, fake: Fake) -> None:

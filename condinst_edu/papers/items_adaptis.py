@@ -141,7 +141,7 @@ ITEMS = (
         symbols=(
             "condinst_edu.recipes.bacteria.bacteria_adaptis_paper",
             "condinst_edu.recipes.bacteria.bacteria_mask_rcnn_paper",
-            "condinst_edu.papers.reproduce_toy.score_toy",
+            "condinst_edu.papers.toy_score.score_toy",
         ),
         tests=(
             "tests/test_reproduce.py::test_toy_rows_build_and_follow_the_paper",

@@ -37,8 +37,8 @@ from condinst_edu.layers.fpn import FPN
 from condinst_edu.papers.claims import judge, spread_text
 from condinst_edu.papers.forms import cell_text
 from condinst_edu.papers.miniatures import DEFAULT, MINIATURES, Miniature, Row, find_miniature, label, printed
-from condinst_edu.papers.reproduce_toy import TEST_IMAGES, score_toy
 from condinst_edu.papers.tables import TABLES
+from condinst_edu.papers.toy_score import TEST_IMAGES, score_toy
 from condinst_edu.progress import progress_bar
 from condinst_edu.recipes import get_recipe
 
@@ -103,9 +103,10 @@ def check_settings(settings: Settings) -> None:
 def base_recipe(miniature: Miniature, settings: Settings) -> Recipe:
     """The recipe that all rows of a table start from."""
     recipe = override_model(get_recipe(miniature.recipe), settings.extra)
-    changes: dict[str, Any] = {"data": settings.data, "save_every": 50, "batch_size": 4, **miniature.changes}
+    changes: dict[str, Any] = {"data": settings.data, "save_every": 50, "batch_size": 4}
     if has_start(recipe, settings):
         changes["lr"] = 3e-3  # less than from random weights
+    changes |= miniature.changes
     return dataclasses.replace(recipe, iterations=settings.iterations or miniature.iterations, **changes)
 
 

@@ -33,7 +33,7 @@ from condinst_edu.engine.recipe import Recipe, override_model
 from condinst_edu.engine.train import open_split, train
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
-from condinst_edu.papers.reproduce_toy import toy_ap
+from condinst_edu.papers.toy_score import toy_ap
 from condinst_edu.recipes import get_recipe
 
 ROOT = Path(condinst_edu.__file__).parents[1]  # the checkout: the package is installed in place

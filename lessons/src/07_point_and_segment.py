@@ -394,7 +394,7 @@ show_steps(image, found, chosen, seen.stuff)
 # %% tags=["demo"]
 from condinst_edu.adaptis import AdaptIS
 from condinst_edu.papers import table
-from condinst_edu.papers.reproduce_toy import score_toy
+from condinst_edu.papers.toy_score import score_toy
 from condinst_edu.recipes import get_recipe
 from condinst_edu.teach.tiny import read_card
 
