@@ -233,9 +233,19 @@ def test_symbols_are_called_so_in_the_code() -> None:
         assert symbol.latex.count("{") == symbol.latex.count("}")
 
 
+def letters(latex: str) -> set[str]:
+    """The letters of a formula, without commands, function names, and words as an index: mask of L_{mask}."""
+    latex = re.sub(r"\\math(?:rm|bb)\{\w+\}|\\(?!gamma|lambda|theta|Sigma)[a-zA-Z]+", " ", latex)
+    latex = re.sub(r"([_^])\{[a-z]{2,}\}", " ", latex)
+    return set(re.findall(r"\\[a-zA-Z]+|[a-zA-Z]", latex))
+
+
 def test_formulas_have_symbols() -> None:
+    """Each letter of a formula is explained, but for those that only count: instance i, location n, pixel (i, j)."""
+    assert letters(r"\frac{1}{N_{pos}} \sum_{x,y} L_{mask}(\tilde{F}; \theta) \mathbb{R}^m") == {*"NxyLFm", r"\theta"}
     for name, entry in ITEMS.items():
-        assert not entry.formula or notation.symbols_of(name), name
+        named = {letter for symbol in notation.symbols_of(name) for letter in letters(symbol.latex)}
+        assert letters(entry.formula) - named <= set("ijn"), name
 
 
 def test_disagreements() -> None:
