@@ -71,8 +71,8 @@ ENTRIES = (
         where="section 3.3 of both versions",
         says="It cites the second row of Table 3 for the AP without relative coordinates and for that with them alone.",
         finding=(
-            "The first row is the one without relative coordinates (31.5, and 31.4 in the conference version), the second"
-            " has nothing else (31.3)."
+            "The first row is the one without relative coordinates (31.5; 31.4 in the conference), the second has"
+            " nothing else (31.3)."
         ),
         status="confirmed",
         witness=witnesses.row_of_table_3,
