@@ -316,7 +316,7 @@ SAID = {
     "dr1mask:upsampling": ("spatially aligned with the downsampling mechanism of strided convolution",),
     "dr1mask:table-5-stuff": ("significantly better in semantic segmentation quality",),
     "dr1mask:output-stride": ("the output stride, *i.e.*, 4", "from the highest level features"),
-    "dr1mask:abstract": ("10%", "6% faster"),
+    "dr1mask:abstract": ("10% faster", "6% faster"),
     "dr1mask:section-4.3": ("achieves the best performance and is also the most efficient among them all",),
     "dr1mask:table-6-gain": ("improve the semantic segmentation quality by 2.1",),
     "dr1mask:table-1-gain": ("each has slight improves on",),

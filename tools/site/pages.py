@@ -55,9 +55,9 @@ def item_section(entry: Item) -> Iterator[str]:
     yield from (f"({label(entry.id)})=", f"## `{entry.id}`", "", f"{entry.title} ({section(entry)}).", "")
     if entry.formula:
         yield from ("$$", entry.formula, "$$", "")
-    for symbol in symbols_of(entry.id):
-        words = "; ".join(filter(None, (symbol.meaning, symbol.shape)))
-        yield f"- ${symbol.latex}$: {plain(words)}; in the code `{symbol.code}`"
+    for s in symbols_of(entry.id):
+        words = "; ".join(filter(None, (s.meaning, s.shape)))
+        yield f"- ${s.latex}$: {plain(words)}; in the code `{s.code}`"
     yield ""
     if entry.id in TABLES:
         yield from (*markdown(TABLES[entry.id]), "")
