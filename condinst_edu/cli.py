@@ -514,15 +514,12 @@ def trace(arguments: list[str]) -> None:
         """Where the equations, rules and tables of the papers are in the code."""
 
         id: Positional[tuple[str, ...]] = ()
-        """One of them in full, for example condinst:eq-2; all of them without it."""
+        """One of them in full, for example condinst:eq-2, an erratum, or a paper (condinst); without it, all papers."""
 
     options = parse(Trace, "trace", arguments)
-    from condinst_edu.papers.trace import show_item, show_trace
+    from condinst_edu.papers.trace import show
 
-    if options.id:
-        show_item(" ".join(options.id))
-    else:
-        show_trace()
+    show(" ".join(options.id))
 
 
 def doctor(arguments: list[str]) -> None:

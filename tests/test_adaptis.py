@@ -464,6 +464,16 @@ def test_find_local_maxima(seed: int) -> None:
     assert len(points) > 3
 
 
+def test_local_maxima_beside_low_values() -> None:
+    """In noise many a maximum has a neighbour below the threshold: it is none."""
+    values = (torch.rand(23, 37, generator=seeded(0)) * 512).round() / 512
+    points, basins = find_local_maxima(values, 0.25)
+    expected, flooded = naive.local_maxima(values, 0.25)
+    assert points.tolist() == expected
+    assert torch.equal(basins, flooded)
+    assert len(points) < len(find_local_maxima(values.clamp(min=0.25), 0.25)[0])
+
+
 def test_local_maxima_of_flat_and_of_tiny_maps() -> None:
     assert find_local_maxima(torch.zeros(4, 6))[0].shape == (0, 2)
     assert find_local_maxima(torch.full((4, 6), 0.8))[0].tolist() == [[0, 0]]  # one plateau, its first pixel

@@ -15,6 +15,7 @@ import pytest
 from jupyter_browser import ROOT
 
 from condinst_edu.papers import ITEMS
+from condinst_edu.papers.notation import symbols_of
 from condinst_edu.teach.notebooks import LESSONS, lesson_names, read_lesson, read_quiz
 
 sys.path.insert(0, str(ROOT / "tools" / "site"))
@@ -40,6 +41,7 @@ def test_every_id_has_a_section_with_its_code() -> None:
             assert name.removeprefix("condinst_edu.") in section
             assert pages.source_of(name) in section
         assert not entry.formula or entry.formula in section
+        assert all(f"- ${symbol.latex}$: " in section for symbol in symbols_of(entry.id))
 
 
 def test_sources_of_functions_properties_and_tests() -> None:

@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import condinst_edu.condinst
 import condinst_edu.papers.naive_fcos
 from condinst_edu.cli import run
 from condinst_edu.papers import ERRATA, ITEMS, TABLES, errata, notation, tables, trace
-from condinst_edu.papers.forms import PAPERS, anchor
+from condinst_edu.papers.forms import PAPERS, anchor, cell_text
 from condinst_edu.papers.miniatures import MINIATURES
 from condinst_edu.teach.lessons import lesson_names, read_lesson
 
@@ -102,6 +103,32 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "Erratum (confirmed)" in printed
     assert "(ms per 100 instances)" in printed
+
+
+def test_papers_and_errata_by_their_names(capsys: pytest.CaptureFixture[str]) -> None:
+    """A paper's short name lists its ids and errata alone; an erratum's id says what it is and where its witness is."""
+    assert run(["trace", "DR1Mask"]) == 0
+    printed = capsys.readouterr().out
+    assert all((f" {name} " in printed) == (entry.paper == "dr1mask") for name, entry in ITEMS.items())
+    assert all((name in printed.split("Errata: ")[1]) == name.startswith("dr1mask:") for name in ERRATA)
+    assert not ERRATA.keys() & ITEMS.keys()
+    for name, erratum in ERRATA.items():
+        assert run(["trace", name]) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert f"Erratum ({erratum.status}) {name}, {erratum.where}" in printed
+        assert erratum.finding in printed
+        assert f"papers.witnesses.{erratum.witness.__name__} condinst_edu/papers/witnesses.py:" in printed
+    assert run(["trace", "nonsense"]) == 2
+    assert "no 'nonsense' in the papers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_no_figure_is_cut_on_a_narrow_terminal(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    trace.show_table(TABLES[name], Console(width=60))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for row in TABLES[name].rows:
+        cells = [word for cell in row for word in cell_text(cell).split()]
+        assert cells in lines, row
 
 
 # -------------------------------------------------------------------------------------------------------------- pages

@@ -67,10 +67,13 @@ ENTRIES = (
     ),
     Erratum(
         id="condinst:section-3.3",
-        items=("condinst:table-3",),
-        where="section 3.3",
+        items=("condinst:table-3", "condinst-eccv:table-3"),
+        where="section 3.3 of both versions",
         says="It cites the second row of Table 3 for the AP without relative coordinates and for that with them alone.",
-        finding="The first row is the one without relative coordinates (31.5), the second has nothing else (31.3).",
+        finding=(
+            "The first row is the one without relative coordinates (31.5; 31.4 in the conference), the second has"
+            " nothing else (31.3)."
+        ),
         status="confirmed",
         witness=witnesses.row_of_table_3,
     ),
@@ -159,10 +162,10 @@ ENTRIES = (
         id="dr1mask:equation-3.1",
         items=("dr1mask:eq-1", "dr1mask:eq-4", "dr1mask:eq-5"),
         where="sections 3.1, 3.2.1 and 4.2",
-        says='It cites "Equation 3.1" for A and B, and "Equation (2)" for what DR1Conv extends.',
+        says='It cites "Equation 3.1" and "Figure 3.1" for A and B, and "Equation (2)" for what DR1Conv extends.',
         finding=(
-            "There is no Equation 3.1, it is the section of DR1Conv: Eq. 4 is meant. What is extended is the formula"
-            " after Eq. 1, which has no number; Eq. 2 comes after the reference to it."
+            "3.1 is the section of DR1Conv: Eq. 4 and Figure 1 are meant. What is extended is the formula after Eq. 1,"
+            " which has no number; Eq. 2 comes after the reference to it."
         ),
         status="confirmed",
         witness=witnesses.sections_that_are_no_equations,

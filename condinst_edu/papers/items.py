@@ -26,9 +26,14 @@ ITEMS: dict[str, Item] = {
 }
 
 
+def key_of(name: str) -> str:
+    """An id as it is listed: a space works for the colon, capitals for small letters."""
+    return ":".join(name.lower().replace(":", " ").split())
+
+
 def item(name: str) -> Item:
     """The entry of an id; a space works for the colon. Errors: UserError with the ids that come close."""
-    key = ":".join(name.lower().replace(":", " ").split())
+    key = key_of(name)
     if key in ITEMS:
         return ITEMS[key]
     if close := difflib.get_close_matches(key, ITEMS, n=4):

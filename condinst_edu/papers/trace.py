@@ -7,18 +7,21 @@ found by what their sources cite; files and lines are looked up anew each time.
 import ast
 import inspect
 import re
+import textwrap
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table as Screen
 
 import condinst_edu
-from condinst_edu.papers import ERRATA, ITEMS, TABLES, Item, item
+from condinst_edu.papers import ERRATA, ITEMS, TABLES, Erratum, Item, item
 from condinst_edu.papers.forms import PAPERS, PARTS, STATUS, Part, Table, cell_text
-from condinst_edu.papers.items import lost_symbols, resolve
+from condinst_edu.papers.items import key_of, lost_symbols, resolve
 from condinst_edu.papers.miniatures import MINIATURES
 from condinst_edu.papers.notation import symbols_of
 
@@ -137,13 +140,26 @@ def coverage(entries: list[Item]) -> str:
 # ------------------------------------------------------------------------------------------------------ on the terminal
 
 
-def show_trace(console: Console | None = None) -> None:
-    """All ids with their status and what they have, and the coverage of each paper."""
+def show(name: str = "", console: Console | None = None) -> None:
+    """What `name` is about: an id, an erratum, a paper with all its ids, or all papers. Errors: UserError as `item`."""
     console = console or Console()
+    key = key_of(name)
+    if not key or key in PAPERS:
+        show_trace([key] if key else list(PAPERS), console)
+    elif key in ERRATA and key not in ITEMS:
+        show_erratum(ERRATA[key], console)
+        console.print(f"Concerns {', '.join(ERRATA[key].items)}: condinst-edu trace {ERRATA[key].items[0]}")
+    else:
+        show_item(item(name), console)
+
+
+def show_trace(papers: list[str], console: Console) -> None:
+    """All ids of papers with their status and what they have, the coverage of each paper, and the ids of errata."""
     screen = Screen("", "what", "status", "has")
     for k in (0, 2, 3):
         screen.columns[k].no_wrap = True
-    for entries in by_paper().values():
+    groups = {paper: entries for paper, entries in by_paper().items() if paper in papers}
+    for entries in groups.values():
         for entry in entries:
             lost = missing(entry)
             marks = ["✓" if part not in lost else "–" if part in entry.lacks else "✗" for part in PARTS]
@@ -153,16 +169,18 @@ def show_trace(console: Console | None = None) -> None:
         screen.add_section()
     console.print(screen)
     console.print(f"has: {', '.join(PARTS)}. ✓ there, – not there, for a reason that the id's entry states, ✗ missing.")
-    for paper, entries in by_paper().items():
+    for paper, entries in groups.items():
         console.print(f"  {paper}: {coverage(entries)}", highlight=False, soft_wrap=True)
-    console.print(f"Coverage: {coverage(list(ITEMS.values()))}.", highlight=False, soft_wrap=True)
-    console.print("One of them in full: condinst-edu trace condinst:eq-2")
+    covered = [entry for entries in groups.values() for entry in entries]
+    console.print(f"Coverage: {coverage(covered)}.", highlight=False, soft_wrap=True)
+    errata = [name for name in ERRATA if name.split(":")[0] in papers]
+    if errata:
+        console.print(f"Errata: {', '.join(errata)}.", highlight=False)
+    console.print(f"One of them in full: condinst-edu trace {covered[1].id}", highlight=False)
 
 
-def show_item(name: str, console: Console | None = None) -> None:
-    """One id in full: formula, code, naive form, tests, lessons, table, errata. Errors: UserError as `item`."""
-    console = console or Console()
-    entry = item(name)
+def show_item(entry: Item, console: Console) -> None:
+    """One id in full: formula, symbols, code, naive form, tests, lessons, table, errata."""
 
     def line(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -171,7 +189,8 @@ def show_item(name: str, console: Console | None = None) -> None:
     if entry.formula:
         line(entry.formula)
     for s in symbols_of(entry.id):
-        line(f"  {s.latex}: {s.meaning}{f'; {s.shape}' if s.shape else ''}; in the code {s.code}")
+        legend = f"  {s.latex}: {s.meaning}{f'; {s.shape}' if s.shape else ''}; in the code {s.code}"
+        line(textwrap.fill(legend, console.width, subsequent_indent="    ", break_long_words=False))
     line(f"  status: {entry.status}: {STATUS[entry.status]}")
     for symbol in entry.symbols:
         line(f"  code: {symbol}  {place(symbol)}")
@@ -184,12 +203,10 @@ def show_item(name: str, console: Console | None = None) -> None:
     for part in missing(entry):
         line(f"  no {part}: {entry.lacks.get(part, 'missing')}")
     if entry.id in TABLES:
-        console.print(screen_of(TABLES[entry.id]))
+        show_table(TABLES[entry.id], console)
     for erratum in ERRATA.values():
         if entry.id in erratum.items:
-            console.print(
-                f"[bold]Erratum[/] ({erratum.status}), {escape(f'{erratum.where}: {erratum.says} {erratum.finding}')}"
-            )
+            show_erratum(erratum, console)
     if entry.id in MINIATURES:
         console.print(f"In miniature: condinst-edu reproduce {entry.id}", highlight=False)
 
@@ -199,11 +216,22 @@ def section(entry: Item) -> str:
     return f"section {entry.section}" if entry.section[0].isdigit() else entry.section
 
 
-def screen_of(table: Table) -> Screen:
-    """A paper's table for the terminal."""
-    screen = Screen(title=table.caption, caption=table.notes or None)
+def show_erratum(erratum: Erratum, console: Console) -> None:
+    """What a paper says, what we find, and where the witness is that works it out."""
+    words = f"{erratum.where}: {erratum.says} {erratum.finding}"
+    console.print(f"[bold]Erratum[/] ({erratum.status}) {erratum.id}, {escape(words)}", highlight=False)
+    witness = f"{erratum.witness.__module__}.{erratum.witness.__name__}"
+    console.print(f"  witness: {witness}  {place(witness)}", highlight=False, soft_wrap=True)
+
+
+def show_table(table: Table, console: Console) -> None:
+    """A paper's table; one that is wider than the terminal is printed in full all the same."""
+    screen = Screen(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for column in table.columns:
-        screen.add_column(f"{column.name}\n({column.unit})" if column.unit else column.name)
+        screen.add_column(f"{column.name}\n({column.unit})" if column.unit else column.name, no_wrap=True)
     for row in table.rows:
         screen.add_row(*map(cell_text, row))
-    return screen
+    screen.width = Measurement.get(console, console.options.update(width=1000), screen).maximum
+    for part in (f"[italic]{escape(table.caption)}[/]", screen, escape(table.notes)):
+        if part:
+            console.print(part, crop=False, highlight=False)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import condinst_edu
 from condinst_edu.papers import ERRATA, TABLES, Item
-from condinst_edu.papers.forms import STATUS
+from condinst_edu.papers.forms import STATUS, anchor
 from condinst_edu.papers.items import resolve
+from condinst_edu.papers.notation import symbols_of
 from condinst_edu.papers.tables import markdown
 from condinst_edu.papers.trace import PAPERS, by_paper, coverage, missing, section, sections_on, source
 
@@ -54,6 +55,10 @@ def item_section(entry: Item) -> Iterator[str]:
     yield from (f"({label(entry.id)})=", f"## `{entry.id}`", "", f"{entry.title} ({section(entry)}).", "")
     if entry.formula:
         yield from ("$$", entry.formula, "$$", "")
+    for s in symbols_of(entry.id):
+        words = "; ".join(filter(None, (s.meaning, s.shape)))
+        yield f"- ${s.latex}$: {plain(words)}; in the code `{s.code}`"
+    yield ""
     if entry.id in TABLES:
         yield from (*markdown(TABLES[entry.id]), "")
     yield from (f"*{entry.status}*: {STATUS[entry.status]}.", "")
@@ -71,10 +76,8 @@ def item_section(entry: Item) -> Iterator[str]:
         yield from (f"No {part}: {plain(entry.lacks.get(part, 'missing'))}", "")
     for erratum in ERRATA.values():
         if entry.id in erratum.items:
-            yield from (
-                f"**Erratum** ({erratum.status}), {erratum.where}: {plain(erratum.says)} {plain(erratum.finding)}",
-                "",
-            )
+            words = f"({erratum.status}), {erratum.where}: {plain(erratum.says)} {plain(erratum.finding)}"
+            yield from (f"**[Erratum](errata.md#{anchor(erratum.id)})** {words}", "")
     yield from (f"On the command line: `condinst-edu trace {entry.id}`", "")
 
 
