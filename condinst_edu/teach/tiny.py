@@ -68,7 +68,7 @@ TINY = {
     "blendmask": Tiny("BlendMask", "shapes-blendmask"),
     "panoptic-condinst": Tiny("CondInst with stuff", "shapes-panoptic-condinst", iterations=2000),
     "panoptic-dr1mask": Tiny("DR1Mask with stuff", "shapes-panoptic-dr1mask", iterations=2000),
-    "panoptic-adaptis": Tiny("AdaptIS with stuff", "shapes-panoptic-adaptis", iterations=1200, proposals=150),
+    "panoptic-adaptis": Tiny("AdaptIS with stuff", "shapes-panoptic-adaptis", iterations=4000, proposals=150),
     "dr1mask": Tiny("DR1Mask", "shapes-dr1mask"),
     "dr1mask-none": Tiny("DR1Mask without A and B", "shapes-dr1mask", ("factors=none",)),
     "mask-rcnn": Tiny("Mask R-CNN", "shapes-mask-rcnn", iterations=1500),
