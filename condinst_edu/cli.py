@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import math
 import os
 import re
 import sys
@@ -263,6 +264,8 @@ def predict(arguments: list[str]) -> None:
     device = check_device(options.device)
     if not options.images:
         raise UserError("predict needs at least one image")
+    if not 0 <= options.min_score <= 1:
+        raise UserError(f"--min-score is between 0 and 1, not {options.min_score}")
     trained = open_weights(options.weights)
     written = run_prediction(trained, options.images, options.out, options.min_score, device, options.panoptic)
     print(f"Pictures and {written.name} are in {options.out}")
@@ -457,7 +460,9 @@ def weights(arguments: list[str]) -> None:
 def bench(arguments: list[str]) -> None:
     from condinst_edu.bench import Bench, run_bench
 
-    run_bench(parse(Bench, "bench", arguments))
+    options = parse(Bench, "bench", arguments)
+    check_device(options.device)
+    run_bench(options)
 
 
 def reproduce(arguments: list[str]) -> None:
@@ -500,12 +505,15 @@ def reproduce(arguments: list[str]) -> None:
 
 
 def seconds_of(text: str) -> float:
-    """Seconds of a time such as 90s, 10m or 1.5h. Errors: UserError for anything else."""
+    """Seconds of a time such as 90s, 10m or 1.5h. Errors: UserError for anything else, and for no time at all."""
     units = {"s": 1, "m": 60, "h": 3600}
     try:
-        return float(text[:-1]) * units[text[-1:]]
+        seconds = float(text[:-1]) * units[text[-1:]]
     except (ValueError, KeyError):
         raise UserError(f"a time is written as 90s, 10m or 1.5h, not {text!r}") from None
+    if not 0 < seconds < math.inf:
+        raise UserError(f"a time is more than nothing and has an end: {text!r}")
+    return seconds
 
 
 def trace(arguments: list[str]) -> None:

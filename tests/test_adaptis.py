@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,7 +37,7 @@ from condinst_edu.adaptis_greedy import (
     local_maxima_points,
     mean_confidence,
 )
-from condinst_edu.adaptis_targets import AdaptiveThreshold
+from condinst_edu.adaptis_targets import AdaptiveThreshold, Queries
 from condinst_edu.coordinates import relative_coordconv
 from condinst_edu.engine.checkpoint import load_model, save_model
 from condinst_edu.engine.recipe import override_model
@@ -576,6 +578,9 @@ def test_panoptic() -> None:
             assert segment["category_id"] in ((1, 2) if segment["isthing"] else (3, 4))
         for k, mask in enumerate(result["masks"], start=1):
             assert torch.equal(result["panoptic"] == k, mask)
+    model.min_stuff = 37 * 50 + 1
+    (result,) = model([image])
+    assert all(segment["isthing"] for segment in result["segments_info"])
     with pytest.raises(ValueError, match="num_things is between 1 and"):
         tiny(num_classes=2, num_things=2)
 
@@ -641,6 +646,28 @@ def test_a_head_at_half_size_trains_on_odd_images() -> None:
     assert all(loss.isfinite() for loss in losses.values())
     found = model.eval()(images)
     assert [tuple(result["masks"].shape[1:]) for result in found] == sizes
+
+
+def test_maps_at_half_size_are_enlarged_corners_on_corners() -> None:
+    model = tiny(backbone_options={"width": 4, "max_width": 8, "depth": 2, "finest": 1})
+    x = random(2, 3, 5, 7)
+    rows, columns = (np.linspace(0, n - 1, 2 * n) for n in x.shape[2:])
+    wide = np.apply_along_axis(lambda line: np.interp(columns, range(7), line), 3, x.numpy())
+    same(model.enlarge(x), np.apply_along_axis(lambda line: np.interp(rows, range(5), line), 2, wide))
+
+
+def test_proposals_at_half_size_are_read_at_the_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branch is 0 in every cell but one, so only the loss of the point on that cell is not log 2."""
+    half = {"width": 4, "max_width": 8, "depth": 2, "finest": 1}
+    model = tiny(backbone_options=half, stage="proposals", points=2).train()
+    branch = torch.zeros(1, 1, 6, 8)
+    branch[0, 0, 2, 3] = 5
+    monkeypatch.setattr(model.proposals, "forward", lambda features: branch)
+    masks = torch.ones(2, 12, 16)
+    queries = Queries(torch.tensor([[6.0, 4.0], [3.0, 2.0]]), torch.tensor([0, 0]), masks)
+    loss = model.proposal_loss(torch.rand(1, 4, 6, 8), queries)
+    lost = [math.log1p(math.exp(5)), math.log1p(math.exp(-5))]  # by whether the first is a good proposal
+    assert min(abs(float(loss) - (one + math.log(2)) / 2) for one in lost) < 1e-5
 
 
 def test_unet_with_frozen_upsampling() -> None:

@@ -60,6 +60,19 @@ def test_objects_below() -> None:
     assert len(join_crops([*top, row, right], (3, 6), (1, 2))[1]) == 2
 
 
+def test_seams() -> None:
+    """Above, the rows that crops share count, and not in the first row of crops; on the left the columns, above 0.3."""
+    full, none = [1, 1, 1, 1], [0, 0, 0, 0]
+    above, below = crop_of(0, 0, [none, none, none, full]), crop_of(0, 3, [full, full, full, none])
+    assert len(join_crops([above, below], (7, 4), (1, 3))[1]) == 1  # one row is shared, in which they are the same
+    left = crop_of(0, 0, [[0, 0, 1, 1]] * 4)
+    right = crop_of(2, 0, [[1, 1, 0, 0], none, none, none])
+    assert len(join_crops([left, right], (4, 6), (1, 2))[1]) == 2  # a quarter; all of it in the first row
+    left = crop_of(0, 0, [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 0], none])
+    right = crop_of(2, 0, [[1, 1, 0, 0], none, none, none])
+    assert len(join_crops([left, right], (4, 6), (1, 2))[1]) == 1  # 2 of 5
+
+
 def test_the_first_object_of_each_crop_in_the_published_code() -> None:
     left = crop_of(0, 0, [[1, 1, 2, 2]])
     right = crop_of(2, 0, [[1, 1, 0, 2]])
@@ -67,6 +80,10 @@ def test_the_first_object_of_each_crop_in_the_published_code() -> None:
     confidence, points = join_crops([left, right], (1, 6), (0, 2), first_is_one=True)
     assert points.tolist() == [[0, 0], [2, 0], [5, 0]]
     same(confidence[0, 0], [0.9, 0.9, 0.5, 0.5, 0.1, 0.1], 1e-6)
+    crops = [left, crop_of(2, 0, [[2, 2, 1, 1]]), crop_of(4, 0, [[2, 2, 0, 1]])]
+    assert len(join_crops(crops, (1, 8), (0, 2))[1]) == 4
+    points = join_crops(crops, (1, 8), (0, 2), first_is_one=True)[1]
+    assert points.tolist() == [[0, 0], [2, 0], [4, 0]]  # the last lies on a first object, which is none
 
 
 def test_crops_without_objects() -> None:
@@ -128,6 +145,9 @@ def test_a_large_image() -> None:
     assert len(sizes) == 3 * 3
     assert found.instances.shape == (33, 50)
     assert found.instances.max() <= len(found.points) == len(found.probabilities) > 0
+    highest, index = found.probabilities.max(dim=0)
+    assert torch.equal(found.instances, (index + 1) * (highest > 0.3))
+    assert 0 < (found.instances == 0).sum() < 33 * 50
     x, y = found.points.T
     assert ((x >= 0) & (x < 50) & (y >= 0) & (y < 33)).all()
     drawn = model.look(image[:, :16, :24]).draw(torch.tensor([[12.0, 3.0]]))[0]

@@ -158,6 +158,11 @@ def test_bad_photographs_and_folders(tmp_path: Path, weights: Path, capsys: pyte
     (tmp_path / "file").write_text("")
     fails(capsys, ["predict", photo, *common[:2], "--out", str(tmp_path / "file" / "x")], "cannot write")
     fails(capsys, ["predict", photo, *common, "--device", "cuda:77"], "device 'cuda:77' cannot be used here")
+    fails(capsys, ["bench", "mask-head", "--device", "cuda:77"], "device 'cuda:77' cannot be used here")
+    fails(capsys, ["predict", photo, *common, "--min-score", "nan"], "--min-score is between 0 and 1, not nan")
+    command = ["weights", "condinst", "--data", str(tmp_path / "shapes"), "--work", str(tmp_path / "file")]
+    fails(capsys, command, "cannot write")
+    assert not (tmp_path / "shapes").exists()
 
 
 def test_data_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

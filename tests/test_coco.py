@@ -315,6 +315,7 @@ WRONG: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (put("annotations", 0, bbox=[1, 2, float("nan"), 3]), r"'bbox' is four finite numbers .*, not \[1, 2, nan, 3\]"),
     (put("annotations", 0, bbox=[1, 2, -4, 3]), r"'bbox' is four finite numbers"),
     (put("annotations", 0, bbox=[1, 2, "4", 3]), r"'bbox' is four finite numbers"),
+    (put("annotations", 0, area=-1), r"annotations\[0\]: 'area' is a number of pixels, not -1"),
     (take("annotations", 3, "segmentation"), r"annotations\[3\] has no 'segmentation'"),
     (shape("polygon"), r"annotations\[3\]: 'segmentation' is a list of polygons or an RLE, not 'polygon'"),
     (shape([1, 2, 3, 4, 5, 6]), r"annotations\[3\]: a polygon of 'segmentation' is a list x, y, x, y, ..., not 1"),

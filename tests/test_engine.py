@@ -22,7 +22,7 @@ import torch
 from helpers import Record, random_targets, seeded, tiny_condinst
 from torch import Tensor, nn
 
-from condinst_edu.engine.checkpoint import load_model, load_run, load_state, save_model
+from condinst_edu.engine.checkpoint import load_model, load_run, load_state, plain, save_model
 from condinst_edu.engine.predict import draw, picture_names, predict
 from condinst_edu.engine.recipe import Recipe, build_model, override_model
 from condinst_edu.engine.schedule import build_optimizer, rate_factor, set_rate
@@ -317,6 +317,7 @@ def test_model_settings_reach_the_model() -> None:
         "mask_head.depth=0": "a layer and a channel or more",
         "backbone=timm:nope": "nope",
         "backbone_options.widths=()": "cannot be built",
+        "channels=0": "cannot be built with these arguments: .* would have no numbers",
     }.items():
         with pytest.raises(UserError, match=sentence):
             build_model("condinst", 5, override_model(shapes_condinst(), (setting,)).model_args)
@@ -333,6 +334,10 @@ def test_model_settings_reach_the_model() -> None:
         {"ema": 2.0},
         {"seed": -1},
         {"short_sides": (0,)},
+        {"crop": (0, 64)},
+        {"milestones": (math.nan,)},
+        {"milestones": (0.5, -1.0)},
+        {"backbone_lr": math.nan},
         {"test_short_side": -5},
     ],
 )
@@ -348,6 +353,17 @@ def test_broken_metadata_is_refused(trained: tuple[Path, dict[str, Tensor]], tmp
         safetensors.torch.save_file({"a": torch.ones(1)}, path, {"condinst_edu": text})
         with pytest.raises(UserError, match="broken condinst_edu metadata"):
             load_model(path)
+    recipe = tiny_recipe()
+    model = build_model(recipe.model, 1, recipe.model_args)
+    fields = ("model", ["condinst"]), ("data", 5), ("val_json", None), ("val_panoptic", 3), ("max_size", "x")
+    for field, value in (*fields, ("test_short_side", 0), ("max_size", None)):
+        facts = {"recipe": {**plain(recipe), field: value}, "category_ids": [1], "class_names": ["cell"]}
+        safetensors.torch.save_file(model.state_dict(), path, {"condinst_edu": json.dumps(facts)})
+        with pytest.raises(UserError, match="broken condinst_edu metadata"):
+            load_model(path)
+    save_model(path, model, recipe, [], [])
+    with pytest.raises(UserError, match="0 categories, 0 names"):
+        load_model(path)
 
 
 def test_a_damaged_checkpoint_never_ends_in_a_traceback(

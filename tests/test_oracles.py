@@ -40,6 +40,17 @@ def test_repair(masks: bool, labels: bool, once: bool) -> None:
         assert torch.equal(found["masks"][n], TARGET["masks"][owner[k]] if masks and right else ANSWER["masks"][k])
 
 
+def test_above_a_tenth_an_answer_lies_on_an_object() -> None:
+    """A fifth of object 0 is enough, and an answer that lies on nothing takes no object from a later one."""
+    nothing, fifth, tenth = (30, 21, 40, 24), (0, 0, 4, 5), (0, 0, 2, 5)
+    answer = {"masks": rectangles(nothing, fifth, tenth), "labels": torch.tensor([2, 2, 2])}
+    answer["scores"] = torch.tensor([0.9, 0.8, 0.7])
+    first = {key: value[:1] for key, value in TARGET.items()}
+    found = repair(answer, first, labels=True, once=True)
+    assert found["scores"].tolist() == answer["scores"].tolist()
+    assert found["labels"].tolist() == [2, 3, 2]
+
+
 def test_no_answer_stays_none() -> None:
     nothing = {key: value[:0] for key, value in ANSWER.items()}
     assert repair(nothing, TARGET, masks=True, labels=True, once=True)["masks"].shape == (0, 24, 40)
@@ -60,6 +71,9 @@ def test_perfect_cells() -> None:
     overlap = (found["masks"][order] & target["masks"][:2]).sum(dim=(1, 2))
     union = (found["masks"][order] | target["masks"][:2]).sum(dim=(1, 2))
     assert (overlap / union > 0.95).all()
+    found = perfect_cells(target, (4, 6), (16, 8), ((31, 64), (10, 30)))
+    assert found["labels"].tolist() == [1, 3]  # the large one first, and with its own label
+    assert (found["masks"][0] & target["masks"][1]).any()
     assert len(perfect_cells(target, (6,), (8,), ((100, 200),))["masks"]) == 0
 
 

@@ -1,6 +1,7 @@
 """Panoptic quality and fusion against panopticapi's numbers and loops over pixels; the semantic branch by steps."""
 
 import copy
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -221,6 +222,18 @@ def official_scenes() -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def decode(rows: Sequence[Any], size: tuple[int, int]) -> Tensor:
     masks = [coco_mask.decode({**r["segmentation"], "counts": r["segmentation"]["counts"].encode()}) for r in rows]
     return torch.from_numpy(np.stack(masks)).bool() if rows else torch.zeros((0, *size), dtype=torch.bool)
+
+
+def test_as_it_comes_stuff_below_64_by_64_pixels_is_void() -> None:
+    """panopticapi's limit, and the same defaults in the model."""
+    none = {"masks": torch.zeros(0, 70, 80, dtype=torch.bool), "labels": torch.zeros(0), "scores": torch.zeros(0)}
+    for size, kept in {(64, 64): 1, (63, 65): 0}.items():
+        mask = torch.zeros(1, 70, 80, dtype=torch.bool)
+        mask[0, : size[0], : size[1]] = True
+        assert len(fuse(none, {"masks": mask, "labels": torch.tensor([3])})["segments_info"]) == kept
+    function, model = (inspect.signature(f).parameters for f in (fuse, PanopticModel.__init__))
+    for name, value in {"min_score": 0.45, "max_lost": 0.4, "min_stuff": 4096}.items():
+        assert function[name].default == model[name].default == value
 
 
 @pytest.mark.parametrize("run", official_scenes()[1], ids=lambda run: run["name"])

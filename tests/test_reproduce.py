@@ -414,6 +414,8 @@ def test_bad_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, ["reproduce", "condinst:table-5", "--seeds", "0"], "seeds and iterations start at 1, not 0")
     fails(capsys, ["reproduce", "condinst:table-5", "--set", "colour=red"], "condinst has no argument 'colour'")
     fails(capsys, ["reproduce", "condinst:table-5", "--budget", "soon"], "written as 90s, 10m or 1.5h")
+    for time in ("0s", "-5m", "nanm", "infh"):
+        fails(capsys, ["reproduce", "condinst:table-5", "--budget", time], "a time is more than nothing")
     both = ["--budget", "10m", "--iterations", "9"]
     fails(capsys, ["reproduce", "condinst:table-5", *both], "--budget or --iterations")
     (tmp_path / "file").write_text("")

@@ -60,6 +60,15 @@ def test_as_many_detections_count_as_there_are_objects() -> None:
     assert table_of(0, {"SOLO": none})[1][4] == "-"
 
 
+def test_boxes_crowd_where_their_iou_is_above_a_fifth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three boxes that touch are less of a crowd than two that overlap by a third."""
+    rows = [[[0, 0, 10, 10], [9, 0, 19, 10], [18, 0, 28, 10]], [[0, 0, 10, 10], [5, 0, 15, 10]]]
+    images = held_out(3)
+    boxes = [torch.zeros(0, 4), *(torch.tensor(row, dtype=torch.float32) for row in rows)]
+    monkeypatch.setattr(images, "target", lambda i: {"boxes": boxes[i]})
+    assert crowded(images) == 2
+
+
 def test_the_shipped_models_on_the_most_crowded_image() -> None:
     images = held_out(20)
     index = crowded(images)

@@ -92,8 +92,8 @@ def _check_annotation(annotation: Item, known: dict[str, set[int]], where: str) 
     box = annotation.get("bbox")
     if not (isinstance(box, list) and len(box) == 4 and _all_finite(box) and box[2] >= 0 and box[3] >= 0):
         raise UserError(f"{where}: 'bbox' is four finite numbers x, y, width, height, not {_short(box)}.")
-    if "area" in annotation and not _all_finite([annotation["area"]]):
-        raise UserError(f"{where}: 'area' is a finite number, not {_short(annotation['area'])}.")
+    if "area" in annotation and not (_all_finite([annotation["area"]]) and annotation["area"] >= 0):
+        raise UserError(f"{where}: 'area' is a number of pixels, not {_short(annotation['area'])}.")
     if "segmentation" not in annotation:
         raise UserError(f"{where} has no 'segmentation': expected polygons or an RLE.")
 

@@ -7,6 +7,7 @@ Legend: M segments of an image, K classes of things, H, W image.
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,12 @@ def check_panoptic(data: Any, name: str, truth: bool) -> dict[str, list[Item]]:
     for key in ("images", "categories"):
         unique_ids(lists[key], f"{name}: {key}")
     known = {c["id"] for c in lists["categories"]} if truth else None
+    seen: set[int] = set()
     for i, row in enumerate(lists["annotations"]):
         check_row(row, known, f"{name}: annotations[{i}]")
+        if row["image_id"] in seen:
+            raise UserError(f"{name}: annotations[{i}] is of image {row['image_id']}, which has its segments already.")
+        seen.add(row["image_id"])
     return lists
 
 
@@ -146,8 +151,10 @@ def check_row(row: Item, known: set[int] | None, where: str) -> None:
             raise UserError(f"{where}: segments_info[{k}]: 'id' is {segment['id']}, and a colour is 1 to 16777215.")
         if known is None:
             continue
-        if type(segment.get("area")) not in (int, float) or segment["area"] < 0:
+        if type(segment.get("area")) not in (int, float) or not 0 <= segment["area"] < math.inf:
             raise UserError(f"{where}: segments_info[{k}]: 'area' is a number of pixels.")
+        if segment.get("iscrowd", 0) not in (0, 1):
+            raise UserError(f"{where}: segments_info[{k}]: 'iscrowd' is 0 or 1, not {segment['iscrowd']!r}.")
         if segment["category_id"] not in known:
             raise UserError(
                 f"{where}: segments_info[{k}]: 'category_id' is {segment['category_id']}, but the file has no category "

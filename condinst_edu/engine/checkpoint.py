@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from condinst_edu.datasets.coco import CocoDataset
-from condinst_edu.engine.recipe import Recipe, build_model
+from condinst_edu.engine.recipe import LIMITS, Recipe, build_model
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
 
@@ -70,13 +70,26 @@ def load_model(path: Path) -> Trained:
         # The weights come from this file, not from where training started.
         options = dict(args.get("backbone_options") or {})
         args["backbone_options"] = {k: v for k, v in options.items() if k not in ("weights", "pretrained")}
+        check_stored(recipe)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path} has broken condinst_edu metadata ({type(error).__name__})") from None
-    if len(ids) != len(names):
+    if not len(ids) == len(names) > 0:
         raise UserError(f"{path} has broken condinst_edu metadata: {len(ids)} categories, {len(names)} names")
     model = build_model(recipe["model"], len(ids), args)
     load_state(model, tensors, path)
     return Trained(model.eval(), ids, names, recipe)
+
+
+def check_stored(recipe: Mapping[str, Any]) -> None:
+    """TypeError or ValueError unless the fields that evaluate and predict read are what `save_model` writes."""
+    if not all(isinstance(recipe[name], str) for name in ("model", "data", "val_images", "val_json")):
+        raise TypeError
+    if not isinstance(recipe["val_panoptic"], str | None):
+        raise TypeError
+    for name in ("test_short_side", "max_size", "test_max_size"):
+        low, high = LIMITS[name]
+        if not ((recipe[name] is None and name != "max_size") or low <= recipe[name] <= high):
+            raise ValueError
 
 
 def save_run(path: Path, recipe: Recipe, data: Mapping[str, Any], state: Mapping[str, Any]) -> None:

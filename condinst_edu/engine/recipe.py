@@ -164,7 +164,7 @@ def build_model(model: str, num_classes: int, model_args: dict[str, Any]) -> nn.
         raise UserError(f"unknown model {model!r}: expected one of {', '.join(MODELS)}")
     check_model_args(model, model_args)
     try:
-        return MODELS[model](num_classes=num_classes, **model_args)
+        built: nn.Module = MODELS[model](num_classes=num_classes, **model_args)
     except (URLError, LocalEntryNotFoundError) as error:  # torchvision's weights, timm's
         reason, option = "the Hugging Face hub cannot be reached", "pretrained=False"
         if isinstance(error, URLError):
@@ -175,6 +175,9 @@ def build_model(model: str, num_classes: int, model_args: dict[str, Any]) -> nn.
         ) from None
     except Exception as error:  # arguments go as far as torch and timm, which raise all kinds
         raise UserError(f"the model {model} cannot be built with these arguments: {error}") from None
+    if empty := [name for name, p in built.named_parameters() if not p.numel()]:  # torch builds layers of 0 channels
+        raise UserError(f"the model {model} cannot be built with these arguments: {empty[0]} would have no numbers")
+    return built
 
 
 def check_model_args(model: str, model_args: dict[str, Any]) -> None:
@@ -205,6 +208,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "batch_size": (1, 1e5),
     "accumulate": (1, 1e5),
     "lr": (0, 1e9),
+    "backbone_lr": (0, 1e9),
     "momentum": (0, 0.9999),
     "beta2": (0, 0.999999),
     "weight_decay": (0, 1e3),
@@ -228,6 +232,10 @@ def check_recipe(recipe: Recipe) -> None:
             raise UserError(f"{name} is between {low:g} and {high:g}, not {value}")
     if any(side < 1 for side in recipe.short_sides):
         raise UserError(f"short_sides are pixels, at least 1 each, not {recipe.short_sides}")
+    if recipe.crop is not None and min(recipe.crop) < 1:
+        raise UserError(f"crop is a height and a width in pixels, at least 1 each, not {recipe.crop}")
+    if not all(0 <= milestone <= 1 for milestone in recipe.milestones):
+        raise UserError(f"milestones are shares of the iterations, between 0 and 1, not {recipe.milestones}")
 
 
 # Model arguments that no weight depends on: how finely masks are drawn, and which locations are trained.

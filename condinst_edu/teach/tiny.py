@@ -32,7 +32,7 @@ from condinst_edu.engine.panoptic import is_panoptic
 from condinst_edu.engine.recipe import Recipe, override_model
 from condinst_edu.engine.train import open_split, train
 from condinst_edu.errors import UserError
-from condinst_edu.files import whole_file
+from condinst_edu.files import whole_file, writable_folder
 from condinst_edu.papers.toy_score import toy_ap
 from condinst_edu.recipes import get_recipe
 
@@ -184,6 +184,7 @@ def make_tiny(name: str, data: Path, work: Path) -> dict[str, Any]:
     if name not in TINY:
         raise UserError(f"there is no tiny model {name!r}: choose from {', '.join(TINY)}")
     recipe = recipe_of(name, data)
+    writable_folder(work / name)  # before the images, which take minutes
     if recipe.drawn == "none":
         write_shapes(data, jobs=2)
     torch.set_num_threads(1)
