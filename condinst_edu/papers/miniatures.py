@@ -286,8 +286,8 @@ MINIATURES: dict[str, Miniature] = {
         ),
         iterations=600,
         names=("FL, without coordinates", "BCE, without coordinates"),
-        note="The paper's figures are PQ on Cityscapes; ours are AP in percent on toy images, after so short a training "
-        "that NFL is much farther ahead than there. The last two rows are not in the paper.",
+        note="The paper's figures are PQ on Cityscapes; ours are AP in percent on toy images, after so short a "
+        "training that NFL is much farther ahead than there. The last two rows are not in the paper.",
     ),
     "slides:solo-grid-number": Miniature(
         "shapes-solo",
