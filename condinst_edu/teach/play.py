@@ -43,9 +43,12 @@ STYLE = """<style>
 .play .widget-image { width: min(100%, calc((100vh - 80px - 8 * var(--text)) * 1.4)); object-fit: contain; }
 .play td { padding: 1px 1em 1px 0; font-size: var(--text); line-height: 1.35; }
 .play .below-table > .widget-image { width: min(100%, calc((100vh - 80px - 13 * var(--text)) * 1.36)); }
-.play .controls { flex-flow: row wrap; overflow: visible; }
+.play .controls { flex-flow: row wrap; gap: 0 1.5em; overflow: visible; }
+.play .controls > * { width: calc(33% - 1.5em) !important; min-width: min(20em, 100%); }  /* else for a notebook */
+.play .controls .widget-label { width: auto !important; }
 @media (max-width: 700px) {
   .play .click-to-segment > div:first-child, .play .widget-image, .play .below-table > .widget-image { width: 100%; }
+  .play .controls > * { width: 100% !important; }
   .play td { padding-right: 0.5em; font-size: 14px; }
   .play td:nth-child(2) { display: none; }  /* in words what tells objects apart: no room */
 }
