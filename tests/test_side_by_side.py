@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from condinst_edu.teach.side_by_side import (
     compare,
     compare_models,
     crowded,
-    matched_ious,
+    matched,
     show_comparison,
     table_of,
 )
@@ -33,10 +34,11 @@ TARGET = {"masks": stripes((0, 10), (12, 20)), "labels": torch.tensor([1, 2])}
 def test_an_object_is_taken_once_by_its_own_class_above_one_half() -> None:
     masks = stripes((0, 8), (0, 10), (12, 20), (12, 20), (12, 16))
     labels = torch.tensor([1, 1, 1, 2, 2])
-    assert [round(iou, 6) for iou in matched_ious(masks, labels, TARGET)] == [0.8, 0, 0, 1, 0]
-    assert matched_ious(stripes((12, 16)), torch.tensor([2]), TARGET) == [0.0]  # one half is not above one half
-    assert matched_ious(masks, labels, {"masks": stripes(), "labels": torch.zeros(0)}) == [0.0] * 5
-    assert matched_ious(stripes(), torch.zeros(0), TARGET) == []
+    expected = [(0, 0.8), (-1, 0), (-1, 0), (1, 1), (-1, 0)]
+    assert [(m, round(iou, 6)) for m, iou in matched(masks, labels, TARGET)] == expected
+    assert matched(stripes((12, 16)), torch.tensor([2]), TARGET) == [(-1, 0.0)]  # one half is not above one half
+    assert matched(masks, labels, {"masks": stripes(), "labels": torch.zeros(0)}) == [(-1, 0.0)] * 5
+    assert matched(stripes(), torch.zeros(0), TARGET) == []
 
 
 class Fixed(nn.Module):
@@ -53,6 +55,8 @@ def test_as_many_detections_count_as_there_are_objects() -> None:
     swapped = compare(Fixed(), torch.rand(3, 6, 20), {**TARGET, "labels": torch.tensor([2, 1])}, ap=0.5)
     assert (swapped.drawn, swapped.found) == (2, 0)
     assert torch.equal(one.masks, stripes((0, 10), (12, 18)))
+    assert one.owners == [0, 1]
+    assert swapped.owners == [0, 1]  # drawn, though with the wrong class
     empty = {"masks": stripes(), "labels": torch.zeros(0)}
     none = compare(Fixed(), torch.rand(3, 6, 20), empty, ap=0.5)
     assert (none.drawn, none.found) == (0, 0)
@@ -67,6 +71,17 @@ def test_boxes_crowd_where_their_iou_is_above_a_fifth(monkeypatch: pytest.Monkey
     boxes = [torch.zeros(0, 4), *(torch.tensor(row, dtype=torch.float32) for row in rows)]
     monkeypatch.setattr(images, "target", lambda i: {"boxes": boxes[i]})
     assert crowded(images) == 2
+
+
+def test_a_mask_has_the_colour_of_its_object_and_black_where_it_covers_none() -> None:
+    target = {"masks": stripes((12, 20), (0, 10)), "labels": torch.tensor([1, 2])}  # the surest covers the second
+    one = compare(Fixed(), torch.zeros(3, 6, 20), target, ap=0.5)
+    assert one.owners == [1, 0]
+    lost = {"lost": one._replace(owners=[1, -1])}
+    axes = show_comparison(torch.ones(3, 6, 20), target, lost).axes
+    truth, found = (np.asarray(ax.images[0].get_array()) for ax in axes[1:3])
+    assert (truth[0, 5] == found[0, 5]).all()
+    assert found[0, 15].tolist() == pytest.approx([0.45] * 3)
 
 
 def test_the_shipped_models_on_the_most_crowded_image() -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import enliven, same, seeded
@@ -68,3 +69,11 @@ def test_picture_names_every_segment(seen: Any, tmp_path: Path) -> None:
     words = [text.get_text() for text in figure.axes[0].texts]
     assert words == [found.class_names[row["category_id"] - 1] for row in found.truth[0]["segments_info"]]
     assert figure_png(figure).startswith(b"\x89PNG")
+
+
+def test_void_is_dark_and_grey() -> None:
+    image = torch.tensor([0.9, 0.3, 0.0])[:, None, None].expand(3, 2, 3)
+    result = {"panoptic": torch.tensor([[0, 0, 1], [0, 1, 1]]), "segments_info": [{"id": 1, "category_id": 1}]}
+    pixels = np.asarray(show_panoptic({"": (image, result)}, ["sky"]).axes[0].images[0].get_array())
+    assert pixels[0, 0].tolist() == pytest.approx([0.2] * 3)
+    assert pixels[1, 2].std() > 0.1

@@ -22,7 +22,7 @@ from condinst_edu.teach.widgets import WithPicture
 def show_panoptic(
     panels: Mapping[str, tuple[Tensor, Panoptic]], class_names: Sequence[str], columns: int = 4
 ) -> Figure:
-    """Images (3, H, W) in [0, 1] with their segments, {title: (image, result)}: stuff is pale, void stays as it is.
+    """Images (3, H, W) in [0, 1] with their segments, {title: (image, result)}: stuff is pale, void is dark grey.
 
     A thing has a colour of its own and its score beside its name; category ids are labels of class_names, from 1.
     """
@@ -40,6 +40,7 @@ def show_panoptic(
 def draw_segments(axes: Any, image: Tensor, result: Panoptic, class_names: Sequence[str]) -> None:
     """What `show_panoptic` shows, on axes that are there."""
     painted, ids = image.clone(), result["panoptic"]
+    painted[:, ids == 0] = 0.5 * image.mean(dim=0)[ids == 0]  # an object that is left out must not look like a segment
     for k, row in enumerate(result["segments_info"]):
         mask, thing = ids == row["id"], row.get("isthing", row.get("score") is not None)
         color = torch.tensor(COLORS((k if thing else 7 - row["category_id"]) % 10)[:3], dtype=painted.dtype)[:, None]
@@ -52,7 +53,7 @@ def draw_segments(axes: Any, image: Tensor, result: Panoptic, class_names: Seque
         score = "" if row.get("score") is None else f" {row['score']:.2f}"
         style = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.7}
         text = f"{class_names[row['category_id'] - 1]}{score}"
-        axes.text(int(x[i]), int(y[i]), text, fontsize=6, ha="center", va="center", bbox=style)
+        axes.text(int(x[i]), int(y[i]), text, fontsize=7, ha="center", va="center", bbox=style)
 
 
 class Found(NamedTuple):
@@ -120,7 +121,9 @@ class ExploreFusion(WithPicture, ipywidgets.VBox):
         self.line = ipywidgets.HTML()
         self._update()
         controls = [self.min_score, self.max_lost, self.min_stuff]
-        super().__init__([*controls, self.line, self.picture])
+        together = ipywidgets.VBox(controls)
+        together.add_class("controls")
+        super().__init__([together, self.line, self.picture])
         for control in controls:
             control.observe(self._update, names="value")
 
@@ -144,7 +147,7 @@ class ExploreFusion(WithPicture, ipywidgets.VBox):
 
     def _update(self, _: Any = None) -> None:
         self.scores = quality_at(self.found, *self.values)
-        self.picture.value = figure_png(self.figure())
+        self.picture.value = figure_png(self.figure(), dpi=120)
         self.line.value = f'<p role="status">{self.text}</p>'
 
 

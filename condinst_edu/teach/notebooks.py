@@ -283,6 +283,11 @@ def instructor_plan(lesson: Lesson) -> str:
     took = f" ({run:.0f} s)" if run else ""
     lines += [f"{total} minutes without the exercises. Run all cells of [the lesson](../{lesson.name}.ipynb)"]
     lines += [f"beforehand{took}, or of [its cells to show]({lesson.name}.ipynb) alone, with what they need folded."]
+    # JupyterLab 4.6 looks for the cell when the click opens the notebook, often before its cells are there.
+    lines += [
+        "In JupyterLab (right click here, Show Markdown Preview), open the lesson before you follow a link to a cell:"
+    ]
+    lines += ["in a notebook that is open the link goes to the cell, else perhaps to the top."]
     lines += ["", *plan_of_time(sections)]
     for section in (s for s in sections if s.shown or s.points or s.minutes):
         lines += [f"## {section.name}" + (f" ({section.minutes} min)" if section.minutes else ""), ""]

@@ -95,11 +95,15 @@ def show_panels(
 def draw_instances(
     axes: Axes, image: Tensor, instances: Mapping[str, Tensor], class_names: Sequence[str] = (), fontsize: float = 8
 ) -> None:
-    """What `show_masks` shows, on axes that are there; fontsize: of the boxes' captions, 0 for none."""
+    """What `show_masks` shows, on axes that are there; fontsize: of the boxes' captions, 0 for none.
+
+    Instance i has colour i; `colors` (N,) among the instances names others, -1 for black.
+    """
     masks = instances.get("masks", torch.zeros(0, *image.shape[1:]))
     painted = image.detach().cpu().clone()
-    for i, mask in enumerate(masks.detach().cpu().bool()):
-        color = torch.tensor(COLORS(i % 10)[:3], dtype=painted.dtype)[:, None]
+    chosen = instances.get("colors", torch.arange(len(masks))).tolist()
+    for k, mask in zip(chosen, masks.detach().cpu().bool(), strict=True):
+        color = torch.tensor(COLORS(k % 10)[:3] if k >= 0 else (0, 0, 0), dtype=painted.dtype)[:, None]
         painted[:, mask] = 0.45 * painted[:, mask] + 0.55 * color
     draw_image(axes, painted)
     boxes = instances.get("boxes", torch.zeros(0, 4))

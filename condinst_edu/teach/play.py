@@ -23,21 +23,35 @@ PAGES = {  # notebook: what it is called
     "compare": "Side by side",
 }
 
+# Sizes follow the screen's: what is on a projector is to be read from the last row.
 STYLE = """<style>
-.play { max-width: 1700px; margin: 0 auto; padding: 8px 16px; }
-.play nav { display: flex; flex-wrap: wrap; gap: 4px 20px; align-items: baseline; font: 16px sans-serif; }
-.play nav strong { font-size: 22px; }
-.play .what { font: 15px/1.4 sans-serif; margin: 2px 0 0; }
-.play .click-to-segment { font-size: 16px; }
-.play .click-to-segment > div:first-child { width: min(calc(100vh - 235px), 60vw); min-width: min(360px, 100%); }
+.play { --text: clamp(16px, 1.25vw, 32px); --jp-widgets-font-size: var(--text);
+  max-width: 1900px; margin: 0 auto; padding: 8px 16px; font-size: var(--text);
+  --jp-widgets-inline-height: calc(1.6 * var(--text)); --jp-widgets-inline-width: calc(22 * var(--text));
+  --jp-widgets-inline-label-width: calc(5 * var(--text)); --jp-widgets-inline-width-short: calc(5 * var(--text)); }
+.play nav { display: flex; flex-wrap: wrap; gap: 4px 1.2em; align-items: baseline; font: var(--text) sans-serif; }
+.play nav strong { font-size: 1.3em; }
+.play .what { font: var(--text)/1.4 sans-serif; margin: 2px 0 0; }
+.play .click-to-segment { font-size: var(--text); gap: 8px 1.5em; }
+.play .click-to-segment > div:first-child { width: min(calc(100vh - 60px - 10.5 * var(--text)), 60vw);
+  min-width: min(360px, 100%); }
 .play .click-to-segment canvas { width: 100%; image-rendering: pixelated; }
-.play .click-to-segment .hint { font-size: 14px; }
+.play .click-to-segment .hint { font-size: 0.8em; }
 .play .click-to-segment figure img { zoom: 1.5; image-rendering: pixelated; }
-.play .click-to-segment .panels { max-height: calc(100vh - 170px); overflow-y: auto; }
-.play .widget-html-content p { font-size: 18px; line-height: 1.4; white-space: normal; }
-.play .widget-image { width: min(100%, calc((100vh - 300px) * 1.45)); object-fit: contain; }
-.play td { padding: 1px 14px 1px 0; font-size: 15px; line-height: 1.35; }
-@media (max-width: 700px) { .play .click-to-segment > div:first-child, .play .widget-image { width: 100%; } }
+.play .click-to-segment .panels { max-height: calc(100vh - 40px - 7 * var(--text)); overflow-y: auto; }
+.play .widget-html-content p { font-size: var(--text); line-height: 1.4; white-space: normal; }
+.play .widget-image { width: min(100%, calc((100vh - 80px - 8 * var(--text)) * 1.4)); object-fit: contain; }
+.play td { padding: 1px 1em 1px 0; font-size: var(--text); line-height: 1.35; }
+.play .below-table > .widget-image { width: min(100%, calc((100vh - 80px - 13 * var(--text)) * 1.36)); }
+.play .controls { flex-flow: row wrap; gap: 0 1.5em; overflow: visible; }
+.play .controls > * { width: calc(33% - 1.5em) !important; min-width: min(20em, 100%); }  /* else for a notebook */
+.play .controls .widget-label { width: auto !important; }
+@media (max-width: 700px) {
+  .play .click-to-segment > div:first-child, .play .widget-image, .play .below-table > .widget-image { width: 100%; }
+  .play .controls > * { width: 100% !important; }
+  .play td { padding-right: 0.5em; font-size: 14px; }
+  .play td:nth-child(2) { display: none; }  /* in words what tells objects apart: no room */
+}
 </style>"""
 
 
@@ -75,8 +89,10 @@ def comparison_of(images: CocoDataset, index: int) -> ipywidgets.VBox:
     compared = compare_models(image, target)
     rows = table_of(len(target["masks"]), compared)
     cells = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows)
-    picture = ipywidgets.Image(value=figure_png(show_comparison(image, target, compared)), format="png")
-    return ipywidgets.VBox([ipywidgets.HTML(f'<table role="status">{cells}</table>'), picture])
+    picture = ipywidgets.Image(value=figure_png(show_comparison(image, target, compared), dpi=130), format="png")
+    whole = ipywidgets.VBox([ipywidgets.HTML(f'<table role="status">{cells}</table>'), picture])
+    whole.add_class("below-table")
+    return whole
 
 
 def page(name: str, what: str, count: int, first: int, widget: Callable[[int], ipywidgets.Widget]) -> ipywidgets.VBox:

@@ -35,11 +35,13 @@ class Comparison(NamedTuple):
     """What a model makes of one image: masks (N, H, W) of its surest detections, and how they fit the truth.
 
     N is the number of objects, M, or less: scores of different models mean different things, so no threshold is fair.
-    drawn: how many objects a detection covers with an IoU above one half; found: with their class; iou: mean of those
-    found, NaN for none; milliseconds: for the image; ap: mask AP on the held-out images, from the model's card.
+    owners: for each mask, the object that it covers with an IoU above one half, -1 for none; drawn: how many objects
+    that are; found: with their class; iou: mean of those found, NaN for none; milliseconds: for the image; ap: mask AP
+    on the held-out images, from the model's card.
     """
 
     masks: Tensor
+    owners: list[int]
     drawn: int
     found: int
     iou: float
@@ -81,30 +83,40 @@ def compare(model: nn.Module, image: Tensor, target: Mapping[str, Tensor], ap: f
     milliseconds = 1000 * (perf_counter() - begin)
     surest = result["scores"].argsort(descending=True)[: len(target["masks"])]
     masks, labels = result["masks"][surest], result["labels"][surest]
-    hits = [iou for iou in matched_ious(masks, labels, target) if iou > 0]
+    hits = [iou for m, iou in matched(masks, labels, target) if m >= 0]
     alike = {"masks": target["masks"], "labels": torch.zeros_like(target["labels"])}
-    drawn = sum(iou > 0 for iou in matched_ious(masks, torch.zeros_like(labels), alike))
-    return Comparison(masks, drawn, len(hits), sum(hits) / len(hits) if hits else math.nan, milliseconds, ap)
+    owners = [m for m, _ in matched(masks, torch.zeros_like(labels), alike)]
+    drawn = sum(m >= 0 for m in owners)
+    return Comparison(masks, owners, drawn, len(hits), sum(hits) / len(hits) if hits else math.nan, milliseconds, ap)
 
 
-def matched_ious(masks: Tensor, labels: Tensor, target: Mapping[str, Tensor]) -> list[float]:
-    """For detections by falling score, masks (N, H, W): the IoU with the object that each takes, 0 where it takes none.
+def matched(masks: Tensor, labels: Tensor, target: Mapping[str, Tensor]) -> list[tuple[int, float]]:
+    """For detections by falling score, masks (N, H, W): the object that each takes and the IoU, -1 and 0 for none.
 
     An object is taken once, by the first detection of its class with an IoU above one half.
     """
     none = torch.zeros(len(target["masks"]), dtype=torch.bool)
     iou = mask_iou(masks, target["masks"], none) * (labels[:, None] == target["labels"])  # (N, M)
     owners = match_objects(iou, none, none, math.nextafter(0.5, 1)).tolist()
-    return [float(iou[n, m]) if m >= 0 else 0.0 for n, m in enumerate(owners)]
+    return [(m, float(iou[n, m]) if m >= 0 else 0.0) for n, m in enumerate(owners)]
 
 
 def show_comparison(image: Tensor, target: Mapping[str, Tensor], compared: Mapping[str, Comparison]) -> Figure:
-    """The image, the truth, and each model's masks, with the number that fits in the titles."""
+    """The image, the truth, and each model's masks, with the number that fits in the titles.
+
+    A mask has the colour of the object that it covers; one that covers none is black.
+    """
     objects = len(target["masks"])
     panels = {"the image": (image, {}), f"truth: {objects} objects": (image, {"masks": target["masks"]})}
     for title, one in compared.items():
-        panels[f"{title}: {one.drawn} drawn, {one.found} with class"] = (image, {"masks": one.masks})
-    return show_panels(panels, columns=3)
+        panels[f"{title}: {one.drawn} drawn, {one.found} with class"] = (
+            image,
+            {"masks": one.masks, "colors": torch.tensor(one.owners, dtype=torch.long)},
+        )
+    figure = show_panels(panels, columns=3)
+    for ax in figure.axes:
+        ax.title.set_fontsize(11)  # also for a projector
+    return figure
 
 
 def table_of(objects: int, compared: Mapping[str, Comparison]) -> list[list[str]]:
