@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -334,6 +335,7 @@ def test_model_settings_reach_the_model() -> None:
         {"ema": 2.0},
         {"seed": -1},
         {"short_sides": (0,)},
+        {"short_sides": (640, 1_000_000)},
         {"crop": (0, 64)},
         {"milestones": (math.nan,)},
         {"milestones": (0.5, -1.0)},
@@ -364,6 +366,23 @@ def test_broken_metadata_is_refused(trained: tuple[Path, dict[str, Tensor]], tmp
     save_model(path, model, recipe, [], [])
     with pytest.raises(UserError, match="0 categories, 0 names"):
         load_model(path)
+
+
+def test_weights_that_are_no_numbers_are_refused(trained: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
+    """One number in one tensor is enough; the variance of a batch norm may be infinite."""
+    whole = trained[0] / "model.safetensors"
+    with safetensors.safe_open(whole, framework="pt") as file:
+        facts = file.metadata()
+    name, variance = "fcos.head.class_logits.weight", "bottom.tower.0.1.running_var"
+    for key, value in ((name, math.nan), (name, math.inf), (name, -math.inf), (variance, math.inf)):
+        tensors = safetensors.torch.load_file(whole)
+        tensors[key].view(-1)[-1] = value
+        safetensors.torch.save_file(tensors, tmp_path / "m.safetensors", facts)
+        if key == variance:
+            load_model(tmp_path / "m.safetensors")
+            continue
+        with pytest.raises(UserError, match=rf"holds weights that are no numbers: {re.escape(name)} \(1 such"):
+            load_model(tmp_path / "m.safetensors")
 
 
 def test_a_damaged_checkpoint_never_ends_in_a_traceback(
