@@ -74,9 +74,16 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.parametrize("sampling", ["score", "random"])
 def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(
-    trained: tuple[Path, dict[str, Tensor]], tmp_path: Path
+    trained: tuple[Path, dict[str, Tensor]], tmp_path: Path, sampling: str
 ) -> None:
+    """Also where the masks to train are drawn at random, which a run that goes on draws as if it had not stopped."""
+    recipe, whole = tiny_recipe(), trained[1]
+    if sampling == "random":
+        recipe = override_model(recipe, ("sampling=random", "mask_limit=3"))
+        whole = weights_of(train(recipe, tmp_path / "whole", show_progress=False))
+
     def stop_at(iteration: int) -> Any:
         def on_step(done: int, model: nn.Module) -> None:
             if done == iteration:
@@ -86,9 +93,9 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(
 
     for moment in (3, 5):  # after the checkpoints of iterations 2 and 4
         with pytest.raises(Stop):
-            train(tiny_recipe(), tmp_path, on_step=stop_at(moment), show_progress=False)
-    resumed = weights_of(train(tiny_recipe(), tmp_path, show_progress=False))
-    assert_same_weights(resumed, trained[1])
+            train(recipe, tmp_path, on_step=stop_at(moment), show_progress=False)
+    resumed = weights_of(train(recipe, tmp_path, show_progress=False))
+    assert_same_weights(resumed, whole)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
