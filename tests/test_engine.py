@@ -27,6 +27,7 @@ from condinst_edu.engine.checkpoint import load_model, load_run, load_state, pla
 from condinst_edu.engine.predict import draw, picture_names, predict
 from condinst_edu.engine.recipe import Recipe, build_model, override_model
 from condinst_edu.engine.schedule import build_optimizer, rate_factor, set_rate
+from condinst_edu.engine.state import start_state
 from condinst_edu.engine.train import check_shares, open_split, step, train
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
@@ -145,6 +146,36 @@ def test_a_cut_off_checkpoint_is_refused(trained: tuple[Path, dict[str, Tensor]]
         }
         with pytest.raises(UserError, match="is no whole"):
             reads[name](tmp_path / name)
+
+
+def test_a_checkpoint_from_before_a_field_was_there(trained: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
+    """It was trained with what is now the default: a run with another value is another run."""
+    state = torch.load(trained[0] / "last.pt")
+    del state["recipe"]["vertical_flip"]
+    torch.save(state, tmp_path / "last.pt")
+    with pytest.raises(UserError, match=r"another run: vertical_flip was 0\.0 and is now 0\.5"):
+        train(tiny_recipe(vertical_flip=0.5), tmp_path, show_progress=False)
+    assert_same_weights(weights_of(train(tiny_recipe(), tmp_path, show_progress=False)), trained[1])
+
+
+def test_the_scale_of_losses_is_kept(tmp_path: Path) -> None:
+    recipe = tiny_recipe(amp="fp16", ema=0.0)
+    data = open_split(recipe, "train")
+    first = start_state(recipe, data, tmp_path, "cpu")
+    first.scaler.load_state_dict({**first.scaler.state_dict(), "scale": 48.0})
+    first.save(tmp_path)
+    assert start_state(recipe, data, tmp_path, "cpu").scaler.get_scale() == 48
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_no_numbers_are_not_written(tmp_path: Path, value: float) -> None:
+    recipe = tiny_recipe()
+    state = start_state(recipe, open_split(recipe, "train"), tmp_path, "cpu")
+    with torch.no_grad():
+        list(state.model.parameters())[-1].view(-1)[-1] = value
+    with pytest.raises(UserError, match="no longer numbers at iteration 0: a lower --lr may help"):
+        state.save(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_code_runs_from_a_checkpoint(tmp_path: Path) -> None:
@@ -428,9 +459,12 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(
         train(tiny_recipe(), tmp_path / "run", show_progress=False)
 
 
-def test_the_best_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """AP of three evaluations rises, then falls; a run that goes on knows the best so far."""
-    values = iter([0.2, 0.3, 0.1])
+@pytest.mark.parametrize(("rated", "best"), [([0.2, 0.3, 0.1], 1), ([0.3, 0.3, 0.3], 0)])
+def test_the_best_model_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: list[float], best: int
+) -> None:
+    """AP of three evaluations rises, then falls, or stays; of equals the first; a run that goes on knows the best."""
+    values = iter(rated)
     weights = []
 
     def fake(model: nn.Module, *_: Any, **__: Any) -> dict[str, Any]:
@@ -445,9 +479,9 @@ def test_the_best_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(Stop):
         train(tiny_recipe(eval_every=2), tmp_path, on_step=stop, show_progress=False)
     train(tiny_recipe(eval_every=2), tmp_path, show_progress=False)
-    assert_same_weights(weights_of(load_model(tmp_path / "best.safetensors").model), weights[1])
+    assert_same_weights(weights_of(load_model(tmp_path / "best.safetensors").model), weights[best])
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["mask_AP"] for line in lines if "mask_AP" in line] == [0.2, 0.3, 0.1]
+    assert [line["mask_AP"] for line in lines if "mask_AP" in line] == rated
 
 
 def test_tensorboard_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
