@@ -387,7 +387,9 @@ def test_loss_of_proposals_with_soft_labels_by_loop(monkeypatch: pytest.MonkeyPa
     labels = soft_labels_by_loop(iou, confidence)
     assert 0 in labels
     read = features[0, 0, 0].tolist()
-    terms = [math.log1p(math.exp(-z)) * t + math.log1p(math.exp(z)) * (1 - t) for z, t in zip(read, labels, strict=True)]
+    terms = [
+        math.log1p(math.exp(-z)) * t + math.log1p(math.exp(z)) * (1 - t) for z, t in zip(read, labels, strict=True)
+    ]
     assert loss.item() == pytest.approx(sum(terms) / 15, rel=1e-5)  # the other ten points teach nothing
 
 

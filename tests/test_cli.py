@@ -62,6 +62,10 @@ def test_unknown_command_recipe_and_option(capsys: pytest.CaptureFixture[str]) -
     fails(capsys, ["train", "shapes-condinst", "--colour", "red"], "--colour")
     fails(capsys, ["train", "shapes-condinst", "--iterations", "many"], "iterations.*many")
     fails(capsys, ["predict"], "at least one image")
+    for side in ("0", "1000000"):
+        fails(
+            capsys, ["evaluate", "x", "--short-side", side], f"--short-side is between 1 and 100000 pixels, not {side}"
+        )
     fails(capsys, ["data", "circles"], "unknown kind of data 'circles': expected one of shapes, coco")
     for jobs in ("0", "-1", "5000"):
         fails(capsys, ["data", "shapes", "--jobs", jobs], f"--jobs is between 1 and 1024 processes, not {jobs}")

@@ -12,8 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from distributed_job import CASES
+from distributed_job import CASES, SIZE
+from helpers import empty_target, random_targets, seeded
 from test_engine import SAMPLE
+from torch import Tensor, nn
+
+from condinst_edu.engine.recipe import build_model
+from condinst_edu.recipes import get_recipe
 
 JOB = Path(__file__).with_name("distributed_job.py")
 
@@ -71,6 +76,44 @@ def test_two_processes_are_as_one(compared: Path, case: str) -> None:
         for name, value in one[kind].items():
             torch.testing.assert_close(two[kind][name], value, rtol=1e-5, atol=1e-5, msg=f"{kind} {name}")
     assert any(gradient.abs().max() > 1e-3 for gradient in one["gradients"].values())
+
+
+MODELS = ("fcos", "condinst", "blendmask", "dr1mask", "solo", "decoupled-solo", "panoptic-condinst", "panoptic-dr1mask")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shares_of_a_batch_have_the_losses_of_all_of_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model, without starting processes: each share tells what it adds up, then runs again with the sums."""
+    recipe = get_recipe(f"shapes-{name}")
+    torch.manual_seed(0)
+    panoptic = name.startswith("panoptic")
+    model = build_model(recipe.model, 9 if panoptic else 5, recipe.model_args).double().train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # with statistics that no share changes
+            module.eval()
+    images = [torch.rand(3, *SIZE, generator=seeded(i), dtype=torch.float64) for i in range(4)]
+    targets = [random_targets(n, SIZE, seeded(n)) if n else empty_target(SIZE) for n in (0, 5, 2, 9)]
+
+    def run(number: int, others: list[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """A share's losses and what it adds up, to each of which the other share's is added."""
+        told: list[Tensor] = []
+
+        def all_reduce(count: Tensor) -> None:
+            told.append(count.clone())
+            if others:
+                count += others[len(told) - 1]
+
+        monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+        half = slice(2 * number, 2 * number + 2)
+        return model(images[half], targets[half]), told
+
+    whole = model(images, targets)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    told = [run(number, [])[1] for number in (0, 1)]
+    shares = [run(number, told[1 - number])[0] for number in (0, 1)]
+    for key, loss in whole.items():
+        torch.testing.assert_close((shares[0][key] + shares[1][key]) / 2, loss, rtol=1e-9, atol=1e-12, msg=key)
 
 
 def test_two_processes_score_as_one(compared: Path) -> None:

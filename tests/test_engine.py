@@ -460,9 +460,7 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(
 
 
 @pytest.mark.parametrize(("rated", "best"), [([0.2, 0.3, 0.1], 1), ([0.3, 0.3, 0.3], 0)])
-def test_the_best_model_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: list[float], best: int
-) -> None:
+def test_the_best_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: list[float], best: int) -> None:
     """AP of three evaluations rises, then falls, or stays; of equals the first; a run that goes on knows the best."""
     values = iter(rated)
     weights = []

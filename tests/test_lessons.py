@@ -201,6 +201,40 @@ def test_measured_seconds_are_noted_and_shown(folder: Path, trial: Path) -> None
     assert "| The idea (`condinst:eq-2`) | 9 | 8 s |" in plan
 
 
+def test_a_plan_adds_up_its_sections(trial: Path) -> None:
+    """Minutes of two sections, and seconds of their cells, those of two cells in one section; a third is not timed."""
+    more = '\n# %% [markdown]\n# ## More\n\n# %% tags=["demo"]\n2 + 2\n\n# %%\n3 + 3\n'
+    more += '\n# %% [markdown] tags=["instructor"]\n# minutes: 4\n# Say more.\n'
+    more += "\n# %% [markdown]\n# ## Last\n\n# %%\n4 + 4\n"
+    trial.write_text(HEADER + BODY + more + EXERCISE)
+    lessons.note_seconds(
+        "99_trial", lessons.Timing(9, 8, "l99-c07", 1, {"l99-c04": 2.0, "l99-c07": 6.0, "l99-c08": 3.0, "l99-c11": 1.0})
+    )
+    plan = notebooks.instructor_plan(read_lesson("99_trial"))
+    assert "\n13 minutes without the exercises. " in plan
+    assert "beforehand (12 s), or" in plan
+    first = "| The idea (`condinst:eq-2`) | 9 | 2 s | say it in half the words (saves 3) |\n"
+    assert f"{first}| More | 4 | 9 s |  |\n| Last |  | 1 s |  |\n\n" in plan
+    assert [row.split(")")[0] for row in plan.splitlines() if row.startswith("- cell")] == [
+        f"- cell [`l99-c{k:02}`](../99_trial.ipynb#cell-id=l99-c{k:02}" for k in (4, 7)
+    ]
+
+
+def test_questions_stand_in_front_of_the_last_cell_and_at_the_end_of_the_plan(trial: Path, folder: Path) -> None:
+    (folder / "quiz").mkdir()
+    answered = "<details><summary>Answer</summary>\n\nIt is {}.\n\n</details>"
+    text = "# Questions\n\n" + "\n\n".join(f"**{k}.** Why {k}?\n\n{answered.format(k)}" for k in (1, 2)) + "\n"
+    (folder / "quiz" / "99_trial.md").write_text(text)
+    lesson = read_lesson("99_trial")
+    for notebook in (student_notebook(lesson), notebooks.solution_notebook(lesson)):
+        assert [cell["id"] == "l99-quiz" for cell in notebook["cells"][-3:]] == [False, True, False]
+        asked = notebook["cells"][-2]["source"]
+        for k in (1, 2):
+            assert f"**{k}.** Why {k}?\n\n<details><summary>Answer</summary>\n\nIt is {k}.\n\n</details>" in asked
+    end = "## Questions for the end\n\n**1.** Why 1?\n\nIt is 1.\n\n**2.** Why 2?\n\nIt is 2.\n"
+    assert notebooks.instructor_plan(lesson).endswith(end)
+
+
 def test_cell_ids_are_unique_and_stable_between_the_two_notebooks() -> None:
     for name in lesson_names():
         lesson = read_lesson(name)

@@ -80,7 +80,7 @@ def test_unknown_names() -> None:
     with pytest.raises(UserError, match=r"no official model 'yolo' \(condinst-edu weights lists them all\)$"):
         load_official("yolo")
     with pytest.raises(UserError) as error:  # capitals aside, and each model once, though its path is near, too
-        find_official("blendmask/r_50_2x")
+        find_official("BLENDMASK/R_50_2X")
     near = re.search(r": near are (.+) \(condinst-edu", str(error.value))[1].split(", ")  # type: ignore[index]
     assert {"BlendMask_R_50_1x", "BlendMask_R_50_3x"} <= set(near)
     assert len(near) == len(set(near)) == 3

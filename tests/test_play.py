@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from jupyter_browser import ROOT
 
 from condinst_edu.teach import play
 from condinst_edu.teach.fusion import ExploreFusion
+from condinst_edu.teach.side_by_side import crowded
+from condinst_edu.teach.tiny import held_out
 from condinst_edu.teach.widgets import ClickToSegment
 
 FOLDER = ROOT / "lessons" / "play"
@@ -59,9 +62,51 @@ def test_compare_page() -> None:
     table, picture = place.children[0].children
     before = table.value, picture.value
     assert all(title in table.value for title in ("CondInst", "Mask R-CNN", "SOLO"))
+    images = held_out(50)
+    assert slider.value - 1 == crowded(images)
+    assert f" of {len(images.target(slider.value - 1)['labels'])}<" in table.value
     slider.value = slider.value % 50 + 1
+    assert f" of {len(images.target(slider.value - 1)['labels'])}<" in place.children[0].children[0].value
     assert place.children[0].children[0].value != before[0]
     assert place.children[0].children[1].value != before[1]
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, list[Any]]:
+    """Exit status of tools/play.py, and what Voila was started with, in whose place nothing is served."""
+    spec = importlib.util.spec_from_file_location("play_tool", ROOT / "tools" / "play.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    started: list[Any] = []
+    app = types.ModuleType("voila.app")
+    app.Voila = types.SimpleNamespace(launch_instance=lambda argv, config: started.append((argv, config)))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "voila", types.ModuleType("voila"))
+    monkeypatch.setitem(sys.modules, "voila.app", app)
+    monkeypatch.setattr(sys, "argv", ["play.py", "--no-browser", *arguments])
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "")
+    return tool.main(), started
+
+
+def test_pages_are_for_this_machine_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kernels of pages that were left end; a page loads nothing from elsewhere; a port that is taken is named."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    status, [(arguments, config)] = serve(monkeypatch, f"--port={port}")
+    assert status == 0
+    assert arguments == [str(FOLDER), f"--port={port}"]
+    assert f"http://localhost:{port}/voila/render/condinst.ipynb" in capsys.readouterr().out
+    assert (config.Voila.ip, config.Voila.open_browser) == ("127.0.0.1", False)
+    policy = config.Voila.tornado_settings["headers"]["Content-Security-Policy"]
+    assert not re.search(r"\*|https?:", policy)
+    assert 0 < config.AsyncMappingKernelManager.cull_idle_timeout <= 600
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert serve(monkeypatch, f"--port={port}") == (1, [])
+    assert f'port {port} is taken: make play ARGS="--port {port + 1}"' in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from jupyter_browser import ROOT
 
-from condinst_edu.papers import ITEMS
+from condinst_edu.papers import ERRATA, ITEMS, TABLES
+from condinst_edu.papers.forms import anchor
 from condinst_edu.papers.notation import symbols_of
+from condinst_edu.papers.trace import missing, sections_on
 from condinst_edu.teach.notebooks import LESSONS, lesson_names, read_lesson, read_quiz
 
 sys.path.insert(0, str(ROOT / "tools" / "site"))
@@ -31,8 +33,12 @@ needs_sphinx = pytest.mark.skipif(
 # ------------------------------------------------------------------------------------------------- what pages.py makes
 
 
-def test_every_id_has_a_section_with_its_code() -> None:
-    made = pages.paper_pages()
+@pytest.fixture(scope="module")
+def made() -> dict[str, str]:
+    return pages.paper_pages()
+
+
+def test_every_id_has_a_section_with_its_code(made: dict[str, str]) -> None:
     for entry in ITEMS.values():
         page = made[entry.id.split(":")[0]]
         section = page.split(f"## `{entry.id}`\n")[1].split("\n## ")[0]
@@ -44,11 +50,57 @@ def test_every_id_has_a_section_with_its_code() -> None:
         assert all(f"- ${symbol.latex}$: " in section for symbol in symbols_of(entry.id))
 
 
+def test_a_section_says_what_else_is_known_of_its_id(made: dict[str, str]) -> None:
+    """Status, reasons for what is missing, lessons, its own errata and no others, its table, its symbols."""
+    sections: dict[str, str] = {}
+    for page in made.values():
+        sections |= {part.partition("`")[0]: part for part in page.split("\n## `")[1:]}
+    assert sections.keys() == ITEMS.keys()
+    for name, text in sections.items():
+        entry, lines = ITEMS[name], text.splitlines()
+        assert any(line.startswith(f"*{entry.status}*: ") for line in lines)
+        assert [line.split(":")[0] for line in lines if line.startswith("No ")] == [
+            f"No {part}" for part in missing(entry)
+        ]
+        assert all(pages.plain(reason) in text for reason in entry.lacks.values())
+        places = [f"{heading}](../{file})" for file, heading in sections_on(name)]
+        assert all(place in text for place in places)
+        assert any(line.startswith("Lessons: ") for line in lines) == bool(places)
+        errata = [anchor(erratum.id) for erratum in ERRATA.values() if name in erratum.items]
+        assert re.findall(r"\*\*\[Erratum\]\(errata\.md#([\w-]+)\)", text) == errata
+        if entry.formula:
+            assert f"\n$$\n{entry.formula}\n$$\n" in text
+        if name in TABLES:
+            assert any(line.startswith("|") and f" {TABLES[name].columns[0].name} " in line for line in lines)
+        for symbol in symbols_of(name):
+            (line,) = (line for line in lines if line.startswith(f"- ${symbol.latex}$: "))
+            assert pages.plain(symbol.meaning) in line
+            assert pages.plain(symbol.shape or "") in line
+    assert "<details open" not in "".join(sections.values())
+
+
+def test_pages_that_modules_make_and_groups_of_the_reference() -> None:
+    assert pages.pages_of_modules().keys() == {"errata", "tables", "notation"}
+    index = pages.api_index(pages.api_pages())
+    layers = index.split("## `condinst_edu.layers`\n")[1].split("\n## ")[0]
+    assert "- [condinst_edu.layers.fpn](" in layers
+    assert "- [condinst_edu.fcos](" not in layers
+    assert index.count("- [condinst_edu.fcos](api/condinst_edu.fcos.rst): ") == 1
+    sentence = re.search(r"- \[condinst_edu.layers.losses\]\([^)]*\): (.+)", index)
+    assert sentence is not None
+    first = "Losses that several ideas share; the focal loss is torchvision's `sigmoid_focal_loss`."
+    assert sentence[1] == first
+    overview = pages.trace_page()
+    assert all(f"| `{entry.id}` | {pages.plain(entry.title)} |" in overview for entry in ITEMS.values())
+
+
 def test_sources_of_functions_properties_and_tests() -> None:
     assert pages.source_of("condinst_edu.mask_head.split_parameters").startswith("def split_parameters(")
     assert "def num_parameters" in pages.source_of("condinst_edu.mask_head.DynamicMaskHead.num_parameters")
     found = pages.source_of("tests/test_site.py::test_sources_of_functions_properties_and_tests")
     assert found.startswith("def test_sources_of")
+    constant = pages.source_of("condinst_edu.papers.claims.RARE")
+    assert constant == "condinst_edu.papers.claims.RARE = 0.05"
 
 
 def test_a_table_keeps_what_markdown_would_take() -> None:
