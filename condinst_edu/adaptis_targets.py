@@ -110,9 +110,8 @@ class AdaptiveThreshold(nn.Module):
 
     @torch.no_grad()
     def forward(self, probabilities: Tensor, truth: Tensor) -> Tensor:
-        exists = (truth > 0).flatten(1).any(dim=1)
         moves = torch.tensor([0, 1, -1], device=truth.device)  # of equal IoUs the first counts
-        tried = [mask_iou(probabilities > self.value + self.reach * move, truth) * exists for move in (0, 1, -1)]
+        tried = [mask_iou(probabilities > self.value + self.reach * move, truth) for move in (0, 1, -1)]
         self.moves += moves.take(torch.stack(tried).sum(dim=1).argmax())
         return self.value
 

@@ -208,13 +208,17 @@ def evaluate(arguments: list[str]) -> None:
     from condinst_edu.datasets.coco_panoptic import PanopticDataset
     from condinst_edu.engine import evaluate
     from condinst_edu.engine.panoptic import require_panoptic
+    from condinst_edu.engine.recipe import LIMITS
     from condinst_edu.official import open_weights
 
     device = check_device(options.device)
-    if options.short_side is not None and options.short_side < 1:
-        raise UserError(f"--short-side is at least 1 pixel, not {options.short_side}")
+    low, high = LIMITS["test_short_side"]
+    if options.short_side is not None and not low <= options.short_side <= high:
+        raise UserError(f"--short-side is between {low:g} and {high:g} pixels, not {options.short_side}")
     if options.out is not None and (options.out.is_dir() or not options.out.name):
         raise UserError(f"--out names a file, and {options.out} is a folder")
+    if options.segments is not None and not options.panoptic:
+        raise UserError("--segments are those of panoptic annotations: it needs --panoptic")
     trained = open_weights(options.weights)
     recipe = trained.recipe
     data = options.data or Path(recipe["data"])
@@ -418,6 +422,8 @@ def data_shapes(arguments: list[str]) -> None:
         """Processes that draw; the result does not depend on it."""
 
     options = parse(Data, "data shapes", arguments)
+    if not 1 <= options.jobs <= 1024:
+        raise UserError(f"--jobs is between 1 and 1024 processes, not {options.jobs}")
     from condinst_edu.datasets.shapes import ShapesConfig
     from condinst_edu.datasets.shapes_coco import write_shapes
 

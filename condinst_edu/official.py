@@ -120,11 +120,13 @@ def find_official(name: str) -> Official:
         for key in (model.name, model.config.removesuffix(".yaml").removesuffix(".py"), model.alias or model.name):
             known[key] = model
     if wanted not in known:
-        names = [model.name for model in (*official_models(), *solo_models())]
-        near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.6)
+        small = {key.lower(): model.name for key, model in known.items()}  # capitals are easily got wrong
+        keys = difflib.get_close_matches(wanted.lower(), small, n=9, cutoff=0.5)
+        near = list(dict.fromkeys(small[key] for key in keys))[:3]  # a model has several keys
         raise UserError(
-            f"there is no official model {name!r}: "
-            + (f"near are {', '.join(near)}" if near else f"choose from {', '.join(names)}")
+            f"there is no official model {name!r}"
+            + (f": near are {', '.join(near)}" if near else "")
+            + " (condinst-edu weights lists them all)"
         )
     return known[wanted]
 

@@ -148,6 +148,19 @@ def test_normalized_focal_loss_of_masks_without_a_pixel() -> None:
     assert wrong.item() == pytest.approx(200)
 
 
+def test_powers_of_the_official_code() -> None:
+    """As they come, masks have a gamma of 2 and classes of 1; classes pixel by pixel."""
+    logits = random(3, 4, 5)
+    targets = torch.randint(-1, 2, (3, 4, 5), generator=seeded(2)).double()
+    losses = [naive.nfl(z, t, 2) for z, t in zip(logits, targets, strict=True)]
+    same(normalized_focal_loss(logits, targets), torch.stack(losses))
+    logits, labels = random(2, 3, 4, 5), torch.randint(-1, 3, (2, 4, 5), generator=seeded(3))
+    for z, label, loss in zip(logits, labels, normalized_focal_softmax_loss(logits, labels), strict=True):
+        right = [float(z[:, y, x].softmax(0)[label[y, x]]) for y, x in (label >= 0).nonzero().tolist()]
+        expected = sum(-(1 - p) * math.log(p) for p in right) / sum(1 - p for p in right)
+        assert loss.item() == pytest.approx(expected, rel=1e-9)
+
+
 def test_normalized_focal_softmax_loss_of_two_classes_is_the_sigmoid_one() -> None:
     z = random(2, 3, 4)
     labels = torch.randint(-1, 2, (2, 3, 4), generator=seeded(1))
@@ -254,8 +267,10 @@ def test_proposal_labels() -> None:
     assert labels.sum(dim=1).tolist() == [2, 2]
     assert labels[1, 9] == 1
     assert proposal_labels(iou[:, :3]).sum(dim=1).tolist() == [1, 1]
-    many = torch.rand(4, 37, generator=seeded(0))
-    assert proposal_labels(many).bool().tolist() == [naive.proposal_labels(row) for row in many.tolist()]
+    for points in (37, 38):  # a fifth of these is 7.4 and 7.6
+        many = torch.rand(4, points, generator=seeded(0))
+        assert proposal_labels(many).bool().tolist() == [naive.proposal_labels(row) for row in many.tolist()]
+        assert proposal_labels(many).sum(dim=1).tolist() == [points - 30] * 4
     soft = soft_proposal_labels(iou.double(), torch.ones(2, 10).double())
     assert soft[0, 1] == 1
     assert ((soft == 0) | (soft >= 0.7)).all()
@@ -271,6 +286,30 @@ def test_soft_proposal_labels_by_hand() -> None:
     same(soft[1], [0.7, 0.775, 0.85, 0.925, 1], 1e-5)
     same(soft[2], [1] * 5)
     same(soft[3:], torch.full((2, 5), -1.0))
+
+
+def soft_labels_by_loop(iou: list[float], confidence: list[float]) -> list[float]:
+    """The labels of one object's points, step by step; -1 of an object that is ignored."""
+    if min(iou) < 0 or max(iou) < 1e-5:
+        return [-1] * len(iou)
+    score = [a * b for a, b in zip(iou, confidence, strict=True)]
+    bound = 0.95 * float(np.percentile(score, 30)) if max(iou) - min(iou) > 0.1 else 0.99 * min(score)
+    good = [s for s in score if s > bound]
+    span = max(good) - min(good)
+    return [0 if s <= bound else 0.7 + 0.3 * (s - min(good)) / span if span > 1e-3 else 1 for s in score]
+
+
+def test_soft_proposal_labels_by_loop() -> None:
+    """Objects whose IoUs spread over 0.02 to 1, a little below and above the 0.1 that changes the bound."""
+    for k, spread in enumerate((0.02, 0.08, 0.099, 0.101, 0.12, 0.18, 0.5, 0.9, 1.0)):
+        points = 7 + 2 * k
+        iou = torch.rand(6, points, generator=seeded(k), dtype=torch.float64)
+        low, high = iou.amin(dim=1, keepdim=True), iou.amax(dim=1, keepdim=True)
+        iou = 1 - spread * (iou - low) / (high - low)
+        confidence = 0.5 + 0.5 * torch.rand(6, points, generator=seeded(50 + k), dtype=torch.float64)
+        loop = [soft_labels_by_loop(*rows) for rows in zip(iou.tolist(), confidence.tolist(), strict=True)]
+        same(soft_proposal_labels(iou, confidence), loop, 1e-9)
+        assert any(0 in labels for labels in loop) == (spread > 0.1)
 
 
 def test_adaptive_threshold() -> None:
@@ -323,6 +362,33 @@ def test_proposals_are_trained_second(soft_labels: bool) -> None:
     assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("proposals"))
     for name, value in before.items():
         assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_loss_of_proposals_with_soft_labels_by_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points of three images: masks of an object, masks that all miss theirs, and no object at all."""
+    model = tiny(stage="proposals", soft_labels=True)
+    truth = torch.zeros(3, 4, 6)
+    truth[:2, 1:3, 1:5] = 1
+    truth[0, 3] = -1
+    masks = truth.repeat_interleave(5, 0)  # (15, 4, 6)
+    drawn = torch.rand(15, 4, 6, generator=seeded(3)) * 0.5 + 0.4 * (masks == 1)
+    drawn[1, 1], drawn[5:10] = 0.1, 0.01
+    monkeypatch.setattr(model, "logits", lambda *_: drawn.logit())
+    model.proposals = torch.nn.Sequential()  # what is read at the points is then the features themselves
+    features = torch.randn(3, 1, 1, 5, generator=seeded(4))
+    points = torch.stack([torch.arange(5.0), torch.zeros(5)], dim=1).repeat(3, 1)
+    loss = model.proposal_loss(features, Queries(points, torch.arange(3).repeat_interleave(5), masks))
+    threshold = float(model.label_threshold.value)  # type: ignore[union-attr]
+    iou, confidence = [], []
+    for mask, p in zip(masks[:5], drawn[:5], strict=True):
+        inside, found = mask == 1, (p > threshold) & (mask >= 0)
+        iou.append(float((inside & found).sum() / (inside | found).sum()))
+        confidence.append(float(p[inside].mean()))
+    labels = soft_labels_by_loop(iou, confidence)
+    assert 0 in labels
+    read = features[0, 0, 0].tolist()
+    terms = [math.log1p(math.exp(-z)) * t + math.log1p(math.exp(z)) * (1 - t) for z, t in zip(read, labels, strict=True)]
+    assert loss.item() == pytest.approx(sum(terms) / 15, rel=1e-5)  # the other ten points teach nothing
 
 
 def test_losses_are_those_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,9 @@ def test_unknown_command_recipe_and_option(capsys: pytest.CaptureFixture[str]) -
     fails(capsys, ["train", "shapes-condinst", "--iterations", "many"], "iterations.*many")
     fails(capsys, ["predict"], "at least one image")
     fails(capsys, ["data", "circles"], "unknown kind of data 'circles': expected one of shapes, coco")
+    for jobs in ("0", "-1", "5000"):
+        fails(capsys, ["data", "shapes", "--jobs", jobs], f"--jobs is between 1 and 1024 processes, not {jobs}")
+    fails(capsys, ["data", "shapes", "--objects", "400", "400"], r"most <= 256, .* not \(400, 400\)")
     fails(capsys, ["demo", "--minutes", "nan"], "at least half a minute")
     fails(capsys, ["demo", "--seed", "-1"], "seed")
 

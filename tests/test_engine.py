@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from condinst_edu.engine.checkpoint import load_model, load_run, load_state, pla
 from condinst_edu.engine.predict import draw, picture_names, predict
 from condinst_edu.engine.recipe import Recipe, build_model, override_model
 from condinst_edu.engine.schedule import build_optimizer, rate_factor, set_rate
+from condinst_edu.engine.state import start_state
 from condinst_edu.engine.train import check_shares, open_split, step, train
 from condinst_edu.errors import UserError
 from condinst_edu.files import whole_file
@@ -73,9 +75,16 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.parametrize("sampling", ["score", "random"])
 def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(
-    trained: tuple[Path, dict[str, Tensor]], tmp_path: Path
+    trained: tuple[Path, dict[str, Tensor]], tmp_path: Path, sampling: str
 ) -> None:
+    """Also where the masks to train are drawn at random, which a run that goes on draws as if it had not stopped."""
+    recipe, whole = tiny_recipe(), trained[1]
+    if sampling == "random":
+        recipe = override_model(recipe, ("sampling=random", "mask_limit=3"))
+        whole = weights_of(train(recipe, tmp_path / "whole", show_progress=False))
+
     def stop_at(iteration: int) -> Any:
         def on_step(done: int, model: nn.Module) -> None:
             if done == iteration:
@@ -85,9 +94,9 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(
 
     for moment in (3, 5):  # after the checkpoints of iterations 2 and 4
         with pytest.raises(Stop):
-            train(tiny_recipe(), tmp_path, on_step=stop_at(moment), show_progress=False)
-    resumed = weights_of(train(tiny_recipe(), tmp_path, show_progress=False))
-    assert_same_weights(resumed, trained[1])
+            train(recipe, tmp_path, on_step=stop_at(moment), show_progress=False)
+    resumed = weights_of(train(recipe, tmp_path, show_progress=False))
+    assert_same_weights(resumed, whole)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
@@ -137,6 +146,36 @@ def test_a_cut_off_checkpoint_is_refused(trained: tuple[Path, dict[str, Tensor]]
         }
         with pytest.raises(UserError, match="is no whole"):
             reads[name](tmp_path / name)
+
+
+def test_a_checkpoint_from_before_a_field_was_there(trained: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
+    """It was trained with what is now the default: a run with another value is another run."""
+    state = torch.load(trained[0] / "last.pt")
+    del state["recipe"]["vertical_flip"]
+    torch.save(state, tmp_path / "last.pt")
+    with pytest.raises(UserError, match=r"another run: vertical_flip was 0\.0 and is now 0\.5"):
+        train(tiny_recipe(vertical_flip=0.5), tmp_path, show_progress=False)
+    assert_same_weights(weights_of(train(tiny_recipe(), tmp_path, show_progress=False)), trained[1])
+
+
+def test_the_scale_of_losses_is_kept(tmp_path: Path) -> None:
+    recipe = tiny_recipe(amp="fp16", ema=0.0)
+    data = open_split(recipe, "train")
+    first = start_state(recipe, data, tmp_path, "cpu")
+    first.scaler.load_state_dict({**first.scaler.state_dict(), "scale": 48.0})
+    first.save(tmp_path)
+    assert start_state(recipe, data, tmp_path, "cpu").scaler.get_scale() == 48
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_no_numbers_are_not_written(tmp_path: Path, value: float) -> None:
+    recipe = tiny_recipe()
+    state = start_state(recipe, open_split(recipe, "train"), tmp_path, "cpu")
+    with torch.no_grad():
+        list(state.model.parameters())[-1].view(-1)[-1] = value
+    with pytest.raises(UserError, match="no longer numbers at iteration 0: a lower --lr may help"):
+        state.save(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_code_runs_from_a_checkpoint(tmp_path: Path) -> None:
@@ -334,6 +373,7 @@ def test_model_settings_reach_the_model() -> None:
         {"ema": 2.0},
         {"seed": -1},
         {"short_sides": (0,)},
+        {"short_sides": (640, 1_000_000)},
         {"crop": (0, 64)},
         {"milestones": (math.nan,)},
         {"milestones": (0.5, -1.0)},
@@ -364,6 +404,23 @@ def test_broken_metadata_is_refused(trained: tuple[Path, dict[str, Tensor]], tmp
     save_model(path, model, recipe, [], [])
     with pytest.raises(UserError, match="0 categories, 0 names"):
         load_model(path)
+
+
+def test_weights_that_are_no_numbers_are_refused(trained: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
+    """One number in one tensor is enough; the variance of a batch norm may be infinite."""
+    whole = trained[0] / "model.safetensors"
+    with safetensors.safe_open(whole, framework="pt") as file:
+        facts = file.metadata()
+    name, variance = "fcos.head.class_logits.weight", "bottom.tower.0.1.running_var"
+    for key, value in ((name, math.nan), (name, math.inf), (name, -math.inf), (variance, math.inf)):
+        tensors = safetensors.torch.load_file(whole)
+        tensors[key].view(-1)[-1] = value
+        safetensors.torch.save_file(tensors, tmp_path / "m.safetensors", facts)
+        if key == variance:
+            load_model(tmp_path / "m.safetensors")
+            continue
+        with pytest.raises(UserError, match=rf"holds weights that are no numbers: {re.escape(name)} \(1 such"):
+            load_model(tmp_path / "m.safetensors")
 
 
 def test_a_damaged_checkpoint_never_ends_in_a_traceback(
@@ -402,9 +459,12 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(
         train(tiny_recipe(), tmp_path / "run", show_progress=False)
 
 
-def test_the_best_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """AP of three evaluations rises, then falls; a run that goes on knows the best so far."""
-    values = iter([0.2, 0.3, 0.1])
+@pytest.mark.parametrize(("rated", "best"), [([0.2, 0.3, 0.1], 1), ([0.3, 0.3, 0.3], 0)])
+def test_the_best_model_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rated: list[float], best: int
+) -> None:
+    """AP of three evaluations rises, then falls, or stays; of equals the first; a run that goes on knows the best."""
+    values = iter(rated)
     weights = []
 
     def fake(model: nn.Module, *_: Any, **__: Any) -> dict[str, Any]:
@@ -419,9 +479,9 @@ def test_the_best_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(Stop):
         train(tiny_recipe(eval_every=2), tmp_path, on_step=stop, show_progress=False)
     train(tiny_recipe(eval_every=2), tmp_path, show_progress=False)
-    assert_same_weights(weights_of(load_model(tmp_path / "best.safetensors").model), weights[1])
+    assert_same_weights(weights_of(load_model(tmp_path / "best.safetensors").model), weights[best])
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["mask_AP"] for line in lines if "mask_AP" in line] == [0.2, 0.3, 0.1]
+    assert [line["mask_AP"] for line in lines if "mask_AP" in line] == rated
 
 
 def test_tensorboard_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

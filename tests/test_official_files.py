@@ -77,8 +77,14 @@ def test_names(name: str, expected: str) -> None:
 def test_unknown_names() -> None:
     with pytest.raises(UserError, match=r"no official model 'CondInst_R_50_1x': near are .*CondInst_MS_R_50_1x"):
         find_official("CondInst_R_50_1x")
-    with pytest.raises(UserError, match=r"no official model 'yolo': choose from FCOS_R_50_1x, .*CondInst_MS_R_101_3x,"):
+    with pytest.raises(UserError, match=r"no official model 'yolo' \(condinst-edu weights lists them all\)$"):
         load_official("yolo")
+    with pytest.raises(UserError) as error:  # capitals aside, and each model once, though its path is near, too
+        find_official("blendmask/r_50_2x")
+    near = re.search(r": near are (.+) \(condinst-edu", str(error.value))[1].split(", ")  # type: ignore[index]
+    assert {"BlendMask_R_50_1x", "BlendMask_R_50_3x"} <= set(near)
+    assert len(near) == len(set(near)) == 3
+    assert {find_official(name).name for name in near} == set(near)
 
 
 def test_the_table_is_the_published_one() -> None:

@@ -106,6 +106,9 @@ def test_evaluate_command(trained: Path, shapes: Path, tmp_path: Path, capsys: p
     moved = ["--annotations", "annotations/panoptic_val.json", "--segments", "panoptic_val"]
     assert run(["evaluate", weights, "--panoptic", *moved]) == 0
     capsys.readouterr()
+    plain = ["--annotations", "annotations/instances_val.json", "--segments", "panoptic_val"]
+    assert run(["evaluate", weights, *plain]) == 2
+    assert capsys.readouterr().err == "condinst-edu: --segments are those of panoptic annotations: it needs --panoptic\n"
     assert run(["evaluate", weights, "--panoptic", "--annotations", "annotations/panoptic_val.json"]) == 2
     assert "does not exist or is no folder" in capsys.readouterr().err
 

@@ -305,6 +305,9 @@ def test_models_start_from_the_tiny_fcos(tmp_path: Path) -> None:
                 key = key.replace(f"fpn.lateral.{level}", f"fpn.lateral.{level + 1}")
                 key = key.replace(f"fpn.output.{level}", f"fpn.output.{level + 1}")
             assert torch.equal(starts[0][prefix + key], tensor)
+        miniature.write_start(dataclasses.replace(recipe, seed=0), tmp_path / "again.safetensors")
+        again = load_model(tmp_path / "again.safetensors").model.state_dict()
+        assert all(torch.equal(tensor, again[key]) for key, tensor in starts[0].items())
         random = {key for key in starts[0] if not torch.equal(starts[0][key], starts[1][key])}
         assert {f"{prefix}fpn.lateral.0.weight"} < random
         assert not random & {prefix + key for key in trained if not key.startswith(("fpn", "head"))}
@@ -376,6 +379,9 @@ def test_iterations_follow_from_the_budget() -> None:
     # 1200 - 3 * 4 * 2 = 1176 s for trainings, of which an iteration of all takes 3 * (0.1 + 0.2 + 0.05) = 1.05 s
     assert iterations_within(1200, [10, 5, 20], seeds=3, rows=4, scoring=2) == 1120
     assert iterations_within(1199, [10, 5, 20], seeds=3, rows=4, scoring=2) == 1110
+    assert iterations_within(6, [4], seeds=1, rows=1, scoring=1) == 20
+    with pytest.raises(UserError, match="1 models with 1 seeds do not fit"):
+        iterations_within(5.9, [4], seeds=1, rows=1, scoring=1)  # for 19.6
     with pytest.raises(UserError, match="3 models with 3 seeds do not fit into the budget: 1 minutes and more do"):
         iterations_within(30, [10, 5, 20], seeds=3, rows=4, scoring=2)
 

@@ -179,6 +179,8 @@ def test_noise_has_the_deviation_asked_for() -> None:
     [
         ({"size": (8, 128)}, "at least 16 pixels"),
         ({"objects": (5, 4)}, "least <= most"),
+        ({"objects": (400, 400)}, "most <= 256, one for every 8 x 8 pixels"),
+        ({"size": (24, 40), "objects": (3, 16), "object_size": (8, 9)}, "most <= 15"),
         ({"object_size": (18, 200)}, "shorter side"),
         ({"object_size": (4, 20)}, "8 <= least"),
         ({"noise": -0.1}, "noise is a share"),
@@ -192,7 +194,7 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
 
 
 def test_more_than_fits_is_refused() -> None:
-    crowded = ShapesConfig(size=(40, 40), objects=(30, 30), object_size=(20, 30), min_visible=0.9)
+    crowded = ShapesConfig(size=(40, 40), objects=(25, 25), object_size=(20, 30), min_visible=0.9)
     with pytest.raises(ValueError, match="do not fit"):
         generate(0, config=crowded)
     with pytest.raises(ValueError, match="at least 0"):

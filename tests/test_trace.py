@@ -1,5 +1,6 @@
 """Traceability: from an id of a paper to code, naive form, tests and lessons; nothing of it may be lost."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -79,13 +80,26 @@ def test_lessons_are_found_by_what_they_cite(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "lessons" / "src").mkdir(parents=True)
     text = "#     papers: `condinst:eq-2`\n# ## The loss\n# `condinst:eq-2`, and `condinst:eq-2`\n"
     text += '# ### Why\nprint(item("condinst:eq-2"))\n# ## Else\n# `condinst:eq-22`, condinst:eq-2-a, condinst:eq-2.b\n'
-    (tmp_path / "lessons" / "src" / "02_heads.py").write_text(text + "# ## End\n# Source: condinst:eq-2.\n")
+    text += "# ## End\n# Source: condinst:eq-2.\n# ## Last\n# condinst:eq-2: what it says\n"
+    (tmp_path / "lessons" / "src" / "02_heads.py").write_text(text)
     monkeypatch.setattr(trace, "ROOT", tmp_path)
     assert trace.sections_on("condinst:eq-2") == [
         ("lessons/02_heads.ipynb", "The loss"),
         ("lessons/02_heads.ipynb", "Why"),
         ("lessons/02_heads.ipynb", "End"),
+        ("lessons/02_heads.ipynb", "Last"),
     ]
+    assert not trace.sections_on("condinst:eq")
+
+
+def test_coverage_counts_stated_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three ids, one has all parts, one lacks a part for a stated reason, one for none."""
+    entries = [ITEMS["condinst:eq-2"], ITEMS["condinst:top-64"], ITEMS["condinst:eq-1"]]
+    lost = {"condinst:eq-2": [], "condinst:top-64": ["naive", "lesson"], "condinst:eq-1": ["lesson"]}
+    entries[1] = dataclasses.replace(entries[1], lacks={"naive": "as it is", "lesson": "so"})
+    monkeypatch.setattr(trace, "missing", lambda entry: lost[entry.id])
+    expected = "2 of 3 ids whole or with a stated reason (code 3, naive 2, tests 3, lesson 1)"
+    assert trace.coverage(entries) == expected
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:

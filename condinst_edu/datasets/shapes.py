@@ -51,8 +51,12 @@ class ShapesConfig:
     def __post_init__(self) -> None:
         if min(self.size) < 16:
             raise ValueError(f"size is (height, width) of at least 16 pixels each, not {self.size}.")
-        if not 0 <= self.objects[0] <= self.objects[1]:
-            raise ValueError(f"objects is (least, most) with 0 <= least <= most, not {self.objects}.")
+        limit = self.size[0] * self.size[1] // 64  # of the least size, 8 x 8 pixels, no more find room side by side
+        if not 0 <= self.objects[0] <= self.objects[1] <= limit:
+            raise ValueError(
+                f"objects is (least, most) with 0 <= least <= most <= {limit}, one for every 8 x 8 pixels, "
+                f"not {self.objects}."
+            )
         if not 8 <= self.object_size[0] <= self.object_size[1] <= min(self.size):
             raise ValueError(
                 f"object_size is (least, most) pixels with 8 <= least <= most <= the image's shorter side of "

@@ -6,6 +6,7 @@ code when it is read: the first is loaded with weights_only=True, the second hol
 
 import dataclasses
 import json
+import math
 import os
 import zlib
 from collections.abc import Mapping
@@ -77,6 +78,10 @@ def load_model(path: Path) -> Trained:
         raise UserError(f"{path} has broken condinst_edu metadata: {len(ids)} categories, {len(names)} names")
     model = build_model(recipe["model"], len(ids), args)
     load_state(model, tensors, path)
+    # The sums are quick, and keep what is no number. A norm's variance may be infinite: its channel is then constant.
+    wrong = [name for name, tensor in tensors.items() if "running_" not in name and not math.isfinite(tensor.sum())]
+    if wrong:
+        raise UserError(f"{path} holds weights that are no numbers: {wrong[0]} ({len(wrong)} such tensors)")
     return Trained(model.eval(), ids, names, recipe)
 
 

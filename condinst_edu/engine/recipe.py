@@ -230,8 +230,9 @@ def check_recipe(recipe: Recipe) -> None:
         value = getattr(recipe, name)
         if value is not None and not low <= value <= high:  # nan is in no interval
             raise UserError(f"{name} is between {low:g} and {high:g}, not {value}")
-    if any(side < 1 for side in recipe.short_sides):
-        raise UserError(f"short_sides are pixels, at least 1 each, not {recipe.short_sides}")
+    low, high = LIMITS["test_short_side"]  # more is a slip: the long side is cut down to max_size in any case
+    if not all(low <= side <= high for side in recipe.short_sides):
+        raise UserError(f"short_sides are pixels, between {low:g} and {high:g} each, not {recipe.short_sides}")
     if recipe.crop is not None and min(recipe.crop) < 1:
         raise UserError(f"crop is a height and a width in pixels, at least 1 each, not {recipe.crop}")
     if not all(0 <= milestone <= 1 for milestone in recipe.milestones):

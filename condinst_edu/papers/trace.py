@@ -85,7 +85,7 @@ def sections_on(name: str) -> list[tuple[str, str]]:
 @cache
 def citations(folder: Path) -> dict[str, list[tuple[str, str]]]:
     """All that lessons cite: {id: [(notebook, heading of the section), ...]}."""
-    cited = re.compile(rf"(?<![\w.:-])(?:{'|'.join(PAPERS)}):[\w.-]*\w(?!:)")
+    cited = re.compile(rf"(?<![\w.:-])(?:{'|'.join(PAPERS)}):[\w.-]*\w")
     found: dict[str, list[tuple[str, str]]] = {}
     for path in sorted(folder.glob("[0-9]*.py")):
         heading = ""  # of nothing yet: the header lists ids too
