@@ -25,9 +25,9 @@ Result = dict[str, Any]
 
 INTRODUCTION = """# The papers' tables in miniature
 
-Each row is a tiny model, trained for some seconds on drawn images and scored on 200 others, with several seeds. Such a
-run can tell which way a figure goes from row to row, not how large it is: the paper's figures, from COCO or Cityscapes
-and from days of GPUs, stand beside ours for comparison of their order only.
+Each row is a tiny model, trained for seconds or minutes on drawn images and scored on 200 others, with several seeds.
+Such a run can tell which way a figure goes from row to row, not how large it is: the paper's figures, from COCO or
+Cityscapes and from days of GPUs, stand beside ours for comparison of their order only.
 
 Models of shapes start from the shipped tiny FCOS, as the papers' start with a backbone from ImageNet: boxes are found
 from the beginning, and what is compared is masks. SOLO, which has another head, takes its backbone and pyramid.
@@ -115,7 +115,8 @@ def section(result: Result, picture: str) -> str:
     about = TABLES[name].caption if name in TABLES else "From the tutorial slides."
     parts = [f"## {name}", "", f"{about} {MINIATURES[name].note}".strip(), ""]
     parts += [f"![{name}: the paper's figures and each seed of ours]({picture})", "", figures_table(result), ""]
-    parts += [claims_table(result), "", card_text(result), ""]
+    parts += [claims_table(result), ""] if MINIATURES[name].claims else []
+    parts += [card_text(result), ""]
     return "\n".join(parts)
 
 
@@ -151,11 +152,17 @@ def claims_table(result: Result) -> str:
 def card_text(result: Result) -> str:
     """How the figures came about, in one sentence."""
     threads, minutes = ", ".join(map(str, result["threads"])), result["seconds"] / 60
+    seeds, models = counted(result["seeds"], "seed"), counted(result["models"], "model")
     return (
-        f"`{result['command']}`: {result['seeds']} seeds, {result['iterations']} iterations of {result['batch']} "
-        f"images ({result['data']}), start: {result['start']}; {result['models']} models in {minutes:.0f} minutes on "
+        f"`{result['command']}`: {seeds}, {result['iterations']} iterations of {result['batch']} "
+        f"images ({result['data']}), start: {result['start']}; {models} in {minutes:.0f} minutes on "
         f"{result['device']}, threads: {threads}; torch {', '.join(result['torch'])}; {result['date']}."
     )
+
+
+def counted(number: int, word: str) -> str:
+    """A number and its noun: "1 seed", "3 seeds"."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 # --------------------------------------------------------------------------------------------------------------- plot

@@ -487,35 +487,46 @@ print("who always says 'in the middle': 32.0")
 # %% [markdown]
 # ## Paper and miniature
 #
-# The slides print three gains on COCO, in points of mask AP. For CoordConv we have two trained models, **one seed
-# each**, 128 x 128 pixels of drawn shapes. For grids and levels we work out what no training can pass: give every
-# positive cell the *true* mask of its object, at the stride of its maps, and score that.
+# The slides print three gains on COCO, in points of mask AP. Ours are tiny SOLOs on 128 x 128 pixels of drawn shapes,
+# three seeds each, trained half as long as those above: `condinst-edu reproduce slides:solo-grid-number` does it again,
+# and `docs/reproduced` has the verdicts. Below them, what no training can pass: give every positive cell the *true* mask
+# of its object, at the stride of its maps, and score that.
 
 # %% tags=["demo"]
 from condinst_edu.papers import table
+from condinst_edu.papers.reproduced import all_stored
 
-ours = {name: 100 * score["AP"] for name, score in scores.items()}
-gain = ours["solo"] - ours["solo-no-coordconv"]
 told = {row[0]: row[1] for row in table("slides:table-solo-gains").rows}
-print(f"CoordConv (slides:solo-coordconv)      slides {told['CoordConv']:+}   ours {gain:+.1f}")
-gain = ours["decoupled-solo"] - ours["solo"]
-print(f"decoupled: 'an equivalent variant'                   ours {gain:+.1f}\n")
-print(f"finer grids (slides:solo-grid-number)  slides {told['grid number']:+}   ours, at most:")
+stored = all_stored()
+ablations = {
+    "slides:solo-grid-number": "grid number",
+    "slides:solo-levels": "several levels",
+    "slides:solo-coordconv": "CoordConv",
+}
+for name, what in ablations.items():
+    print(f"{name}: {told[what]:+} on COCO")
+    for row in stored[name]["rows"]:
+        print(f"   {row['name']:34} AP", "  ".join(f"{ap:.1f}" for ap in row["scores"]["AP"]))
+
+print("\nat most, with the true masks:")
 best = {}
 for grid in (2, 4, 6, 8, 12, 24):
     best[grid] = answers_ap(data, (perfect_cells(t, [grid], [4], [(1, 128)]) for t in targets))
-print("  ", "  ".join(f"S = {grid}: {ap:.1f}" for grid, ap in best.items()))
-print(f"more levels (slides:solo-levels)       slides {told['several levels']:+}   ours, at most:")
+print("   one level:", "  ".join(f"S = {grid}: {ap:.1f}" for grid, ap in best.items()))
 fine, coarse = solo.head.grids
-print(f"   a grid of {fine}, masks at stride 2: {best[fine]:.1f};", end=" ")
-print(f"and one of {coarse} for the larger things, at stride 4: {drawn:.1f}")
+print(f"   grids of {fine} and, for the larger things, of {coarse} with masks at stride 4: {drawn:.1f}")
+ours = {name: 100 * score["AP"] for name, score in scores.items()}
+print(f"\ndecoupled beside SOLO, this lesson's models: {ours['decoupled-solo'] - ours['solo']:+.1f} ('an equivalent variant')")
 
 # %% [markdown]
-# CoordConv has next to nothing to bring here: at 128 pixels the features know the place without it, as the padding showed. (One
-# seed; a point or two may be chance.) Eight cells along a side are enough for these images; many more cannot help, four
-# lose objects, as the counts at the beginning said. Levels cannot show their worth: our objects are 12 to 54 pixels
-# large, COCO's from a few to hundreds, and there no single grid is fine enough for the small ones *and* cheap enough for
-# the large ones. `condinst-edu reproduce slides:solo-grid-number` trains tiny SOLOs with other grids, several seeds each.
+# *Grids*: four cells along a side lose objects, as the counts at the beginning said; eight are far ahead, and twelve a
+# little farther, although they can hardly hold more objects. (Why? Nothing here says.)
+#
+# *Levels* cost AP here, where the slides gain most. Our objects are 12 to 54 pixels large: the first level can draw them
+# all, and the second draws the larger ones at half the resolution, from fewer cells. COCO's objects are from a few to
+# hundreds of pixels large; there no single grid is fine enough for the small ones *and* cheap enough for the large ones.
+#
+# *CoordConv* has next to nothing to bring: at 128 pixels the features know the place without it, as the padding showed.
 #
 # *Decoupled* is ahead, where the slides found the two equal after a long training. Ours was short, and SOLO has to
 # learn each of its places by itself: a channel learns only from objects that happen to lie in its cell. A row's map
