@@ -17,7 +17,7 @@ from jupyter_browser import ROOT
 from condinst_edu.papers import ERRATA, ITEMS, TABLES
 from condinst_edu.papers.forms import anchor
 from condinst_edu.papers.notation import symbols_of
-from condinst_edu.papers.trace import missing, sections_on
+from condinst_edu.papers.trace import by_paper, coverage, missing, sections_on
 from condinst_edu.teach.notebooks import LESSONS, lesson_names, read_lesson, read_quiz
 
 sys.path.insert(0, str(ROOT / "tools" / "site"))
@@ -56,6 +56,8 @@ def test_a_section_says_what_else_is_known_of_its_id(made: dict[str, str]) -> No
     for page in made.values():
         sections |= {part.partition("`")[0]: part for part in page.split("\n## `")[1:]}
     assert sections.keys() == ITEMS.keys()
+    for paper, entries in by_paper().items():
+        assert f"\n\n{coverage(entries)}.\n" in made[paper].split("\n## ")[0]
     for name, text in sections.items():
         entry, lines = ITEMS[name], text.splitlines()
         assert any(line.startswith(f"*{entry.status}*: ") for line in lines)
