@@ -516,7 +516,9 @@ print("   one level:", "  ".join(f"S = {grid}: {ap:.1f}" for grid, ap in best.it
 fine, coarse = solo.head.grids
 print(f"   grids of {fine} and, for the larger things, of {coarse} with masks at stride 4: {drawn:.1f}")
 ours = {name: 100 * score["AP"] for name, score in scores.items()}
-print(f"\ndecoupled beside SOLO, this lesson's models: {ours['decoupled-solo'] - ours['solo']:+.1f} ('an equivalent variant')")
+print(
+    f"\ndecoupled beside SOLO, this lesson's models: {ours['decoupled-solo'] - ours['solo']:+.1f} ('an equivalent variant')"
+)
 
 # %% [markdown]
 # *Grids*: four cells along a side lose objects, as the counts at the beginning said; eight are far ahead, and twelve a
