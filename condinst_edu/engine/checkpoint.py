@@ -78,8 +78,8 @@ def load_model(path: Path) -> Trained:
         raise UserError(f"{path} has broken condinst_edu metadata: {len(ids)} categories, {len(names)} names")
     model = build_model(recipe["model"], len(ids), args)
     load_state(model, tensors, path)
-    # The sums are quick, and keep what is no number; in half precision they would end at 65504. A norm's variance may be
-    # infinite: its channel is then constant.
+    # The sums are quick, and keep what is no number; in half precision they would end at 65504. A norm's variance may
+    # be infinite: its channel is then constant.
     sums = {name: t.sum(dtype=torch.float32) for name, t in tensors.items() if "running_" not in name}
     wrong = [name for name, total in sums.items() if not math.isfinite(total)]
     if wrong:
