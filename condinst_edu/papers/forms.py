@@ -62,8 +62,6 @@ class Item:
     tests: tuple[str, ...] = ()
     """Tests that hold it, as tests/test_mask_head.py::test_num_parameters."""
     status: Status = "tested"
-    miniature: bool = False
-    """Whether it is a table that can be run at small scale on embedded data."""
     lacks: Mapping[Part, str] = field(default_factory=dict)
     """Why it has no code, no naive form, no test or no lesson: one reason for each part that is missing."""
 

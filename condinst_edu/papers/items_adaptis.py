@@ -215,7 +215,6 @@ ITEMS = (
         id="adaptis:table-7",
         title="NFL, FL and BCE; Relative CoordConv",
         section="appendix B",
-        miniature=True,
         symbols=(
             "condinst_edu.adaptis.AdaptIS.mask_loss",
             "condinst_edu.adaptis.InstanceHead",

@@ -193,7 +193,6 @@ ITEMS = (
         title="Depth of the mask head",
         section="3.2",
         symbols=("condinst_edu.mask_head.DynamicMaskHead",),
-        miniature=True,
         tests=(
             "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",
             "tests/test_reproduce.py::test_rows_follow_the_papers_rows",
@@ -207,7 +206,6 @@ ITEMS = (
         title="Width of the mask head",
         section="3.2",
         symbols=("condinst_edu.mask_head.DynamicMaskHead",),
-        miniature=True,
         tests=(
             "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",
             "tests/test_reproduce.py::test_rows_follow_the_papers_rows",
@@ -221,7 +219,6 @@ ITEMS = (
         title="Channels of the bottom branch",
         section="3.3",
         symbols=("condinst_edu.condinst.BottomBranch",),
-        miniature=True,
         tests=(
             "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",
             "tests/test_reproduce.py::test_rows_follow_the_papers_rows",
@@ -235,7 +232,6 @@ ITEMS = (
         title="No, relative or absolute coordinates; coordinates alone",
         section="3.3",
         symbols=("condinst_edu.mask_head.DynamicMaskHead", "condinst_edu.coordinates.absolute_coordinates"),
-        miniature=True,
         naive=("condinst_edu.papers.naive_condinst.absolute_coordinates",),
         tests=(
             "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",
@@ -251,7 +247,6 @@ ITEMS = (
         title="Upsampling factor of the masks",
         section="3.4",
         symbols=("condinst_edu.layers.upsample.aligned_upsample",),
-        miniature=True,
         tests=(
             "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",
             "tests/test_reproduce.py::test_rows_follow_the_papers_rows",
@@ -265,7 +260,6 @@ ITEMS = (
         title="NMS by boxes or by masks",
         section="3.5",
         symbols=("condinst_edu.condinst.mask_nms",),
-        miniature=True,
         naive=("condinst_edu.papers.naive_condinst.mask_nms",),
         tests=(
             "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",

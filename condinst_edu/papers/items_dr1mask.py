@@ -149,7 +149,6 @@ ITEMS = (
         id="dr1mask:table-1",
         title="The factors A and B",
         section="4.2",
-        miniature=True,
         symbols=(
             "condinst_edu.dr1mask.DR1Conv2d",
             "condinst_edu.dr1mask.ContextLayer",
@@ -164,7 +163,6 @@ ITEMS = (
         id="dr1mask:table-2",
         title="The factors A and B, panoptic",
         section="4.2",
-        miniature=True,
         symbols=("condinst_edu.dr1mask.DR1Conv2d", "condinst_edu.recipes.dr1mask.dr1mask_row"),
         tests=(
             "tests/test_dr1mask.py::test_recipes_and_rows",
@@ -177,7 +175,6 @@ ITEMS = (
         id="dr1mask:table-3",
         title="Where the context is computed",
         section="4.2",
-        miniature=True,
         symbols=("condinst_edu.dr1mask.DR1Mask.factors",),
         tests=(
             "tests/test_dr1mask.py::test_recipes_and_rows",
@@ -189,7 +186,6 @@ ITEMS = (
         id="dr1mask:table-4",
         title="Vector, full and factored attention",
         section="4.2",
-        miniature=True,
         symbols=(
             "condinst_edu.dr1mask.VectorAttention",
             "condinst_edu.dr1mask.FullAttention",
@@ -205,7 +201,6 @@ ITEMS = (
         id="dr1mask:table-5",
         title="Padding of the input",
         section="4.2",
-        miniature=True,
         symbols=("condinst_edu.layers.upsample.upsample_to",),
         tests=(
             "tests/test_dr1mask.py::test_recipes_and_rows",
@@ -217,7 +212,6 @@ ITEMS = (
         id="dr1mask:table-6",
         title="Width of DR1Basis",
         section="4.2",
-        miniature=True,
         symbols=("condinst_edu.dr1mask.DR1Basis",),
         tests=(
             "tests/test_dr1mask.py::test_recipes_and_rows",
@@ -230,7 +224,6 @@ ITEMS = (
         id="dr1mask:table-7",
         title="Vector and factored attention, panoptic",
         section="4.2",
-        miniature=True,
         symbols=("condinst_edu.dr1mask.DR1Mask.panoptic_logits",),
         tests=(
             "tests/test_dr1mask.py::test_recipes_and_rows",

@@ -102,7 +102,6 @@ ITEMS = (
         section="SOLO",
         symbols=("condinst_edu.coordinates.coordconv", "condinst_edu.solo.SOLOHead"),
         naive=("condinst_edu.papers.naive_slides.coordconv",),
-        miniature=True,
         tests=("tests/test_solo.py::test_coordconv_by_loop", "tests/test_solo.py::test_only_coordconv_knows_where"),
         status="equal",
     ),
@@ -112,7 +111,6 @@ ITEMS = (
         section="SOLO",
         symbols=("condinst_edu.solo.SOLO.split", "condinst_edu.solo.assign_cells"),
         naive=("condinst_edu.papers.naive_slides.solo_owners",),
-        miniature=True,
         tests=("tests/test_solo.py::test_assign_cells_by_loop",),
         status="equal",
     ),
@@ -121,7 +119,6 @@ ITEMS = (
         title="SOLO with grids of other sizes",
         section="SOLO",
         symbols=("condinst_edu.solo.SOLO",),
-        miniature=True,
         tests=(
             "tests/test_solo.py::test_full_size_model_is_the_papers",
             "tests/test_reproduce.py::test_every_row_of_a_miniature_builds",
